@@ -1,0 +1,63 @@
+# make demo   train a small vision transformer with and without a frozen block, on a CPU, in minutes
+# make test   install everything and run the test suite
+# make lint   formatting, lint and types
+# make bench  the benchmarks (several minutes; figures are ratios, so let nothing else run)
+#
+# Nothing has to be installed before: uv is fetched into .uv/ where it is missing. Variables:
+#   PYTHON            the interpreter to use, 3.10 to 3.12 (default: what uv finds)
+#   UV_TORCH_BACKEND  for example "cpu": take that build of torch instead of the registry's default (CUDA) one
+#   PYTEST            more arguments for pytest: make test PYTEST="-k frozen -x"
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+UV_MINIMUM := 0.9
+# The uv on the path if it is new enough, else one of our own.
+UV = $(shell { command -v uv >/dev/null && uv version --project . --short >/dev/null 2>&1 && command -v uv; } || echo .uv/bin/uv)
+CHOOSE := $(if $(PYTHON),--python $(PYTHON))
+SOURCES := $(wildcard packages/*/pyproject.toml) pyproject.toml
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+.uv/bin/uv:
+	$(or $(PYTHON),python3) -m venv .uv
+	.uv/bin/pip install --quiet --upgrade "uv>=$(UV_MINIMUM)"
+
+# Where a torch build is asked for, packages are installed one by one: uv knows backends for `uv pip` only.
+define install
+	@test -x $(UV) || $(MAKE) --no-print-directory .uv/bin/uv
+	$(if $(UV_TORCH_BACKEND),\
+		test -x $(RUN) || $(UV) venv $(CHOOSE) $(VENV); $(UV) pip install --python $(RUN) $(2),\
+		$(UV) sync $(CHOOSE) --inexact $(1))
+endef
+
+$(VENV)/.demo: $(SOURCES)
+	$(call install,--package frozenllm-vision2d --no-dev,-e packages/core -e packages/vision2d)
+	@touch $@
+
+$(VENV)/.test: $(SOURCES)
+	$(call install,--all-packages,-e packages/core -e packages/vision2d --group dev)
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(RUN) -m frozenllm.vision2d.demo
+
+test: $(VENV)/.test
+	$(RUN) -m pytest $(PYTEST)
+
+lint: $(VENV)/.test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(VENV)/.test
+	$(RUN) benchmarks/frozen_layer.py --json runs/bench/frozen_layer.json
+	$(RUN) benchmarks/load_block.py --json runs/bench/load_block.json
+
+clean:
+	rm -rf $(VENV) .uv runs

@@ -1,0 +1,195 @@
+"""One decoder layer of a language model, computed from its spec and weights. This is the readable definition.
+
+Legend of shapes: B batch, N tokens, D ``hidden_size``, F ``intermediate_size``, H query heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from frozenllm.core.functional import activate, allowed_keys, attend, normalize
+from frozenllm.core.rotary import apply_rotary, rotary_tables
+from frozenllm.core.spec import BlockSpec
+from torch import Tensor, nn
+
+Positions = Literal["none", "rotary"]
+Attention = Literal["bidirectional", "causal"]
+
+
+def copy_checked(target: Tensor, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Copy the tensor of that name into ``target``, after a check that it is there and of the same shape."""
+    if name not in tensors:
+        raise ValueError(f"Tensor {name} of the block is missing.")
+    source = tensors[name]
+    if source.shape != target.shape:
+        raise ValueError(f"Tensor {name} of the block has shape {tuple(source.shape)}, not {tuple(target.shape)}.")
+    with torch.no_grad():
+        target.copy_(source)
+
+
+class DecoderLayer(nn.Module):
+    """A decoder layer whose weights are buffers; query, key, value and gate, up are stored as one matrix each.
+
+    Args:
+        spec: What the layer computes.
+        dtype: Data type of the weights.
+        device: Where the (still empty) weights are made.
+    """
+
+    # Every family has these; what only some have is reached through `weight`.
+    qkv_weight: Tensor
+    o_weight: Tensor
+    up_weight: Tensor
+    down_weight: Tensor
+
+    def __init__(self, spec: BlockSpec, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.spec = spec
+        shapes = spec.tensor_shapes()
+        for name, parts in self.layout().items():
+            first = shapes[parts[0]]
+            rows = sum(shapes[part][0] for part in parts)
+            empty = torch.empty((rows, *first[1:]), dtype=dtype, device=device)
+            self.register_buffer(name, empty, persistent=False)
+
+    def layout(self) -> dict[str, list[str]]:
+        """Name of each stored tensor, and the canonical tensors whose rows it joins."""
+        groups = {"attn.q": "qkv", "attn.k": "qkv", "attn.v": "qkv", "ffn.gate": "up", "ffn.up": "up"}
+        layout: dict[str, list[str]] = {}
+        for canonical in self.spec.tensor_shapes():
+            stem, kind = canonical.rsplit(".", 1)
+            layout.setdefault(f"{groups.get(stem, stem.split('.')[-1])}_{kind}", []).append(canonical)
+        return layout
+
+    def canonical_tensors(self) -> dict[str, Tensor]:
+        """Canonical name -> view of the stored weights, in the order of `BlockSpec.tensor_shapes`."""
+        shapes = self.spec.tensor_shapes()
+        views: dict[str, Tensor] = {}
+        for name, parts in self.layout().items():
+            sizes = [shapes[part][0] for part in parts]
+            views.update(zip(parts, getattr(self, name).detach().split(sizes), strict=True))
+        return {name: views[name] for name in shapes}
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy canonical tensors in, one at a time, so that a lazily read file needs no second copy in memory.
+
+        Raises:
+            ValueError: A tensor is missing or has another shape than the spec says.
+        """
+        for name, view in self.canonical_tensors().items():
+            copy_checked(view, tensors, name)
+
+    def make_trainable(self) -> None:
+        """Turn the buffers into parameters (the fine-tuned ablation), in memory of their own."""
+        for name in self.layout():
+            weight = getattr(self, name)
+            del self._buffers[name]
+            self._non_persistent_buffers_set.discard(name)
+            self.register_parameter(name, nn.Parameter(weight.detach().clone()))
+
+    def weight(self, name: str) -> Tensor | None:
+        """A stored tensor by name, or None where this family has none."""
+        return getattr(self, name, None)
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """Apply the norm of that name, or nothing where this family has none."""
+        gain = self.weight(f"{name}_weight")
+        if gain is None:
+            return x
+        return normalize(x, gain, self.weight(f"{name}_bias"), self.spec)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, N, heads * head_dim) -> (B, heads, N, head_dim)."""
+        return x.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2)
+
+    def norm_heads(self, name: str, x: Tensor) -> Tensor:
+        """RMSNorm on projected queries or keys (B, N, size), for families that have it."""
+        gain = self.weight(f"{name}_weight")
+        if gain is None:
+            return x
+        if self.spec.qk_norm == "full":
+            return normalize(x, gain, None, self.spec, kind="rmsnorm")
+        heads = x.unflatten(-1, (-1, self.spec.head_dim))
+        return normalize(heads, gain, None, self.spec, kind="rmsnorm").flatten(-2)
+
+    def attention_input(self, h: Tensor) -> Tensor:
+        """What the projections read: the normalised stream, or the stream itself in families that norm later."""
+        return self.norm("attn_norm", h) if self.spec.norm_placement in ("pre", "sandwich") else h
+
+    def attention_output(self, heads: Tensor) -> Tensor:
+        """Output projection of attended heads: (B, H, R, head_dim) -> (B, R, D)."""
+        return F.linear(heads.transpose(1, 2).flatten(-2), self.o_weight, self.weight("o_bias"))
+
+    def attention_heads(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, mask: Tensor | None, positions: str, attention: str
+    ) -> Tensor:
+        """Attend with projected queries (B, R, H * head_dim) and keys, values (B, N, Hkv * head_dim).
+
+        Args:
+            q: Queries of the tokens at ``rows``.
+            k: Keys of all tokens.
+            v: Values of all tokens.
+            rows: Positions of the queries, (R,) or (B, R).
+            mask: (B, N) bool, False = padding, or None.
+            positions: ``"none"`` or ``"rotary"``.
+            attention: ``"bidirectional"`` or ``"causal"``.
+
+        Returns:
+            (B, H, R, head_dim).
+        """
+        length = k.shape[1]
+        q, k, v = (self.split_heads(t) for t in (self.norm_heads("q_norm", q), self.norm_heads("k_norm", k), v))
+        if positions == "rotary":
+            cos, sin = rotary_tables(self.spec, length, k.device)
+            at = (cos[rows], sin[rows]) if rows.ndim == 1 else (cos[rows][:, None], sin[rows][:, None])
+            q, k = apply_rotary(q, *at), apply_rotary(k, cos, sin)
+        causal = attention == "causal"
+        allowed = allowed_keys(mask, rows, length, causal=causal, window=self.spec.sliding_window)
+        return attend(q, k, v, allowed, self.spec)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The feed-forward network, (B, N, D) -> (B, N, D)."""
+        up = F.linear(x, self.up_weight, self.weight("up_bias"))
+        if self.spec.gated:
+            gate, up = up.chunk(2, dim=-1)
+            inner = activate(gate, self.spec.activation) * up
+        else:
+            inner = activate(up, self.spec.activation)
+        return F.linear(inner, self.down_weight, self.weight("down_bias"))
+
+    def tail(self, h: Tensor, attended: Tensor) -> Tensor:
+        """Everything after the attention, token by token: residual sums, norms, feed-forward network.
+
+        Args:
+            h: The block's input (B, R, D).
+            attended: Output of `attention_output` (B, R, D).
+        """
+        spec, scale = self.spec, self.spec.residual_scale
+        attended = self.norm("attn_out_norm", attended)
+        if spec.residual == "parallel":
+            return h + (attended + self.feed_forward(self.norm("ffn_norm", h))) * scale
+        h = h + attended * scale
+        late = spec.norm_placement == "post_residual"
+        if late:
+            h = self.norm("attn_norm", h)
+        update = self.feed_forward(h if late else self.norm("ffn_norm", h))
+        h = h + self.norm("ffn_out_norm", update) * scale
+        return self.norm("ffn_norm", h) if late else h
+
+    def forward(
+        self,
+        h: Tensor,
+        mask: Tensor | None = None,
+        positions: Positions = "none",
+        attention: Attention = "bidirectional",
+    ) -> Tensor:
+        """(B, N, D) -> (B, N, D); ``mask`` is (B, N) bool, False = padding."""
+        spec = self.spec
+        qkv = F.linear(self.attention_input(h), self.qkv_weight, self.weight("qkv_bias"))
+        q, k, v = qkv.split((spec.q_size, spec.kv_size, spec.kv_size), dim=-1)
+        rows = torch.arange(h.shape[1], device=h.device)
+        heads = self.attention_heads(q, k, v, rows, mask, positions, attention)
+        return self.tail(h, self.attention_output(heads))

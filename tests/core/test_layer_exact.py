@@ -150,13 +150,14 @@ def test_layer_equals_reference(family, masked, exact):
     compare(layer, tensors, tokens, mask=mask, readout=[2, -1, 0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("chosen", PLANS)
+# A norm on keys switches absorbing off: test_absorbing_is_switched_off_where_it_does_not_hold.
+COMBINATIONS = [(f, p) for f in FAMILIES for p in PLANS if "qk_norm" not in FAMILIES[f] or not PLANS[p].absorb]
+
+
+@pytest.mark.parametrize(("family", "chosen"), COMBINATIONS)
 @pytest.mark.parametrize("readout", [None, slice(0, 2)], ids=["all", "two"])
 def test_every_plan_equals_reference(family, chosen, readout):
     spec = dataclasses.replace(SPEC, **FAMILIES[family])
-    if PLANS[chosen].absorb and spec.qk_norm != "none":
-        pytest.skip("a norm on keys switches absorbing off: test_absorbing_is_switched_off")
     layer, tensors = make_layer(spec, 12)
     with mock.patch.object(layer_module, "plan", return_value=PLANS[chosen]):
         compare(layer, tensors, torch.randn(3, 7, 12), mask=padding(3, 7), readout=readout)
@@ -215,6 +216,16 @@ def test_bfloat16(family, exact, readout):
     # A unit that rounding moves over the kink of a ReLU flips its gradient, on any path.
     backward = 5e-2 if spec.activation == "relu" else 2e-2
     compare(layer, tensors, tokens, readout, forward=2e-2, backward=backward)
+
+
+@pytest.mark.parametrize("family", ["llama", "gqa", "gemma2", "neox"])
+@pytest.mark.parametrize("chosen", PLANS)
+def test_bfloat16_plans(family, chosen):
+    layer, tensors = make_layer(dataclasses.replace(SPEC, **FAMILIES[family]), 12, dtype=torch.bfloat16)
+    tensors = [{name: tensor.bfloat16() for name, tensor in one.items()} for one in tensors]
+    tokens = torch.randn(3, 17, 12, generator=torch.Generator().manual_seed(3))
+    with mock.patch.object(layer_module, "plan", return_value=PLANS[chosen]):
+        compare(layer, tensors, tokens, slice(0, 2), forward=2e-2, backward=2e-2)
 
 
 @pytest.mark.parametrize("family", ["llama", "neox", "olmo2", "qwen3"])

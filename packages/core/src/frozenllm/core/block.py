@@ -152,6 +152,18 @@ class LLMBlock(nn.Module):
             self._verified = []
         return self
 
+    def with_low_rank(self, rank: int, alpha: float | None = None) -> LLMBlock:
+        """A copy that shares the frozen weights, with a trainable low-rank update on every projection.
+
+        Args:
+            rank: Rank of each update.
+            alpha: The updates' scale is ``alpha / rank``; 1 by default.
+        """
+        block = copy.deepcopy(self)
+        for layer in block.decoder_layers:
+            layer.add_low_rank(rank, alpha)
+        return block.to(self.device)
+
     def require_loaded(self) -> None:
         """Raise where the weights in memory are not known to be the recorded ones."""
         if not self.is_loaded:

@@ -20,6 +20,8 @@ _LAYER_KEYS = (
     "positions",
     "attention",
     "trainable",
+    "lora_rank",
+    "lora_alpha",
     "exact",
     "checkpoint_activations",
 )

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from frozenllm.core.functional import activate, allowed_keys, attend, normalize
+from frozenllm.core.lora import LowRankUpdate
 from frozenllm.core.rotary import apply_rotary, rotary_tables
 from frozenllm.core.spec import BlockSpec
 from torch import Tensor, nn
@@ -54,6 +55,7 @@ class DecoderLayer(nn.Module):
             rows = sum(shapes[part][0] for part in parts)
             empty = torch.empty((rows, *first[1:]), dtype=dtype, device=device)
             self.register_buffer(name, empty, persistent=False)
+        self.low_rank = nn.ModuleDict()
 
     def layout(self) -> dict[str, list[str]]:
         """Name of each stored tensor, and the canonical tensors whose rows it joins."""
@@ -82,6 +84,14 @@ class DecoderLayer(nn.Module):
         for name, view in self.canonical_tensors().items():
             copy_checked(view, tensors, name)
 
+    def add_low_rank(self, rank: int, alpha: float | None = None) -> None:
+        """Put a trainable low-rank update on every projection."""
+        shapes = self.spec.tensor_shapes()
+        for stored in ("qkv", "o", "up", "down"):
+            sizes = [shapes[part][0] for part in self.layout()[f"{stored}_weight"]]
+            in_features = getattr(self, f"{stored}_weight").shape[1]
+            self.low_rank[stored] = LowRankUpdate(in_features, sizes, rank, alpha)
+
     def make_trainable(self) -> None:
         """Turn the buffers into parameters (the fine-tuned ablation), in memory of their own."""
         for name in self.layout():
@@ -93,6 +103,46 @@ class DecoderLayer(nn.Module):
     def weight(self, name: str) -> Tensor | None:
         """A stored tensor by name, or None where this family has none."""
         return getattr(self, name, None)
+
+    def rows(self, name: str) -> tuple[str, slice, slice]:
+        """Where a projection is stored: the stored weight, its rows, and which of its parts they are.
+
+        Args:
+            name: ``"q"``, ``"k"``, ``"v"``, ``"kv"``, ``"qkv"``; or ``"o"``, ``"up"`` (with the gate), ``"down"``.
+        """
+        if name in ("o", "up", "down"):
+            return name, slice(None), slice(None)
+        q, kv = self.spec.q_size, self.spec.kv_size
+        edges = (0, q, q + kv, q + 2 * kv)
+        first, last = "qkv".index(name[0]), "qkv".index(name[-1])
+        return "qkv", slice(edges[first], edges[last + 1]), slice(first, last + 1)
+
+    def bias_of(self, name: str) -> Tensor | None:
+        """Bias of a projection (see `rows`), or None."""
+        stored, rows, _ = self.rows(name)
+        bias = self.weight(f"{stored}_bias")
+        return None if bias is None else bias[rows]
+
+    def weight_of(self, name: str) -> Tensor:
+        """Weight of a projection (see `rows`), without its low-rank update."""
+        stored, rows, _ = self.rows(name)
+        return getattr(self, f"{stored}_weight")[rows]
+
+    def project(self, x: Tensor, name: str) -> Tensor:
+        """Apply a projection (see `rows`): (..., in_features) -> (..., out_features)."""
+        y = F.linear(x, self.weight_of(name), self.bias_of(name))
+        if not self.low_rank:
+            return y
+        stored, _, parts = self.rows(name)
+        return y + self.low_rank[stored](x, parts)
+
+    def fold(self, name: str, basis: Tensor) -> Tensor:
+        """``W basis``: a projection (see `rows`) of every column of a basis (in_features, m), without the bias."""
+        folded = self.weight_of(name) @ basis
+        if not self.low_rank:
+            return folded
+        stored, _, parts = self.rows(name)
+        return folded + self.low_rank[stored](basis.T, parts).T
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         """Apply the norm of that name, or nothing where this family has none."""
@@ -121,7 +171,7 @@ class DecoderLayer(nn.Module):
 
     def attention_output(self, heads: Tensor) -> Tensor:
         """Output projection of attended heads: (B, H, R, head_dim) -> (B, R, D)."""
-        return F.linear(heads.transpose(1, 2).flatten(-2), self.o_weight, self.weight("o_bias"))
+        return self.project(heads.transpose(1, 2).flatten(-2), "o")
 
     def attention_heads(
         self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, mask: Tensor | None, positions: str, attention: str
@@ -152,13 +202,13 @@ class DecoderLayer(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The feed-forward network, (B, N, D) -> (B, N, D)."""
-        up = F.linear(x, self.up_weight, self.weight("up_bias"))
+        up = self.project(x, "up")
         if self.spec.gated:
             gate, up = up.chunk(2, dim=-1)
             inner = activate(gate, self.spec.activation) * up
         else:
             inner = activate(up, self.spec.activation)
-        return F.linear(inner, self.down_weight, self.weight("down_bias"))
+        return self.project(inner, "down")
 
     def tail(self, h: Tensor, attended: Tensor) -> Tensor:
         """Everything after the attention, token by token: residual sums, norms, feed-forward network.
@@ -188,7 +238,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """(B, N, D) -> (B, N, D); ``mask`` is (B, N) bool, False = padding."""
         spec = self.spec
-        qkv = F.linear(self.attention_input(h), self.qkv_weight, self.weight("qkv_bias"))
+        qkv = self.project(self.attention_input(h), "qkv")
         q, k, v = qkv.split((spec.q_size, spec.kv_size, spec.kv_size), dim=-1)
         rows = torch.arange(h.shape[1], device=h.device)
         heads = self.attention_heads(q, k, v, rows, mask, positions, attention)

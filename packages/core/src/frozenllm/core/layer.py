@@ -47,6 +47,8 @@ class FrozenLLMLayer(nn.Module):
         positions: ``"rotary"`` keeps the language model's rotary positions.
         attention: ``"causal"`` keeps the language model's mask.
         trainable: Train the block too (the fine-tuned ablation, paper Table 6).
+        lora_rank: Train low-rank updates of this rank on all projections of the block, which itself stays frozen.
+        lora_alpha: Scale of these updates, times the rank; the rank itself (scale 1) by default.
         exact: ``"auto"`` takes the exact shortcuts of `readout.py` where they pay, ``"dense"`` never.
         checkpoint_activations: Recompute the layer in the backward pass instead of storing its activations.
 
@@ -64,6 +66,8 @@ class FrozenLLMLayer(nn.Module):
         positions: Positions = "none",
         attention: Attention = "bidirectional",
         trainable: bool = False,
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
         exact: Literal["auto", "dense"] = "auto",
         checkpoint_activations: bool = False,
     ) -> None:
@@ -82,6 +86,10 @@ class FrozenLLMLayer(nn.Module):
             raise ValueError(f'output_norm="pretrained", but {block.record.source} has no norm after its last layer.')
         if positions == "rotary" and any(spec.rotary_base is None for spec in block.specs):
             raise ValueError(f'positions="rotary", but {block.record.source} has no rotary positions.')
+        if lora_rank is not None and trainable:
+            raise ValueError("lora_rank trains updates of a frozen block: leave out trainable=True, or the rank.")
+        if lora_alpha is not None and lora_rank is None:
+            raise ValueError("lora_alpha needs a lora_rank.")
         self.dim = dim
         self.output_norm = output_norm
         self.adapter_init = adapter_init
@@ -91,6 +99,8 @@ class FrozenLLMLayer(nn.Module):
         self.checkpoint_activations = checkpoint_activations
         self.adapter_in = nn.Linear(dim, block.hidden_size, bias=False)
         self.block = block.make_trainable() if trainable else block
+        if lora_rank is not None:
+            self.block = block.with_low_rank(lora_rank, lora_alpha)
         self.adapter_out = nn.Linear(block.hidden_size, dim, bias=False)
         self._folded: dict[str, Tensor] = {}
         self._folded_key: tuple[Any, ...] = ()
@@ -192,7 +202,7 @@ class FrozenLLMLayer(nn.Module):
             dtype=self.block.dtype,
             device=x.device.type,
             cached=cached,
-            can_absorb=self.positions == "none" and layer.spec.qk_norm == "none",
+            can_absorb=self.positions == "none" and layer.spec.qk_norm == "none" and not layer.low_rank,
         )
 
     def _cache(self) -> dict[str, Tensor] | None:

@@ -52,7 +52,7 @@ class Problem:
         dtype: What the block computes in.
         device: ``"cpu"``, ``"cuda"``, ...
         cached: Whether folded weights are at hand (eval mode).
-        can_absorb: False with rotary positions or a norm on keys.
+        can_absorb: False with rotary positions, a norm on keys, or low-rank updates.
     """
 
     spec: BlockSpec

@@ -42,37 +42,22 @@ class AttentionInput:
     shift: Tensor | None = None
     folded: dict[str, Tensor] = field(default_factory=dict)
 
-    def weight(self, name: str) -> Tensor:
-        """Rows of the joint projection: ``"q"``, ``"k"``, ``"v"``, ``"kv"`` or ``"qkv"``."""
-        start, stop = self._rows(name)
-        return self.layer.qkv_weight[start:stop]
-
     def offset(self, name: str) -> Tensor | None:
         """The part of a projection that is the same for all tokens: its bias, and the projected shift."""
-        start, stop = self._rows(name)
-        bias = self.layer.weight("qkv_bias")
-        bias = None if bias is None else bias[start:stop]
-        if self.shift is None:
-            return bias
-        moved = F.linear(self.shift, self.weight(name))
-        return moved if bias is None else moved + bias
+        return self.layer.bias_of(name) if self.shift is None else self.layer.project(self.shift, name)
 
     def fold(self, name: str) -> Tensor:
         """``W basis``, (size, m)."""
-        if self.basis is None:
-            return self.weight(name)
+        assert self.basis is not None
         if name not in self.folded:
-            self.folded[name] = self.weight(name) @ self.basis
+            self.folded[name] = self.layer.fold(name, self.basis)
         return self.folded[name]
 
     def project(self, name: str) -> Tensor:
-        """Project all tokens with folded weights: (B, N, size)."""
+        """Project all tokens: (B, N, size)."""
+        if self.basis is None:
+            return self.layer.project(self.unit, name)
         return F.linear(self.unit, self.fold(name), self.offset(name))
-
-    def _rows(self, name: str) -> tuple[int, int]:
-        q, kv = self.layer.spec.q_size, self.layer.spec.kv_size
-        edges = {"q": (0, q), "k": (q, q + kv), "v": (q + kv, q + 2 * kv)}
-        return edges[name[0]][0], edges[name[-1]][1]
 
 
 def gram_factor(adapter: Tensor) -> Tensor:
@@ -122,7 +107,11 @@ def folded_input(
     if hidden is None:
         if "gram" not in cache:
             cache["gram"] = gram_factor(centred)
-        square = F.linear(tokens.float(), cache["gram"]).square().sum(dim=-1, keepdim=True) / spec.hidden_size
+        # In bfloat16 this product may be, too: through the factor an error is not squared, and the tokens are rounded
+        # in any case. float16 could overflow.
+        norm_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        image = F.linear(tokens.to(norm_dtype), cache["gram"].to(norm_dtype)).float()
+        square = image.square().sum(dim=-1, keepdim=True) / spec.hidden_size
     elif spec.norm == "layernorm":
         square = hidden.float().var(dim=-1, correction=0, keepdim=True)
     else:
@@ -166,8 +155,7 @@ def attend_readout(
         q = F.linear(gather_rows(source.unit, rows), source.fold("q"), source.offset("q"))
     else:
         assert normed is not None
-        bias = layer.weight("qkv_bias")
-        q = F.linear(normed, source.weight("q"), None if bias is None else bias[: spec.q_size])
+        q = layer.project(normed, "q")
     if plan.absorb:
         assert positions == "none"
         return layer.attention_output(_absorbed_heads(source, q, positions_read, mask, plan.fold_context, attention))
@@ -184,11 +172,12 @@ def _absorbed_heads(
     for all j, and its attended value is ``W_v,h basis (sum_j p_hj unit_j)`` plus the values' common part.
     """
     layer, spec = source.layer, source.layer.spec
+    assert not layer.low_rank
     kv, width = spec.num_kv_heads, spec.head_dim
     batch, length, size = source.unit.shape
     # Queries by the key head that serves them: (B, kv, groups * R, head_dim).
     q = layer.split_heads(layer.norm_heads("q_norm", q)).reshape(batch, kv, -1, width)
-    key_weight = source.fold("k") if fold else source.weight("k")
+    key_weight = source.fold("k") if fold else layer.weight_of("k")
     probes = torch.einsum("bkrp,kpm->bkrm", q, key_weight.unflatten(0, (kv, width)))
     if not fold and source.basis is not None:
         probes = probes @ source.basis
@@ -204,7 +193,7 @@ def _absorbed_heads(
     weights = softmax_scores(scores, allowed, spec.attn_softcap)
     probabilities = weights.view(batch, -1, length).to(source.unit.dtype)
     context = torch.bmm(probabilities, source.unit).view(batch, kv, -1, size)
-    value_weight = source.fold("v") if fold else source.weight("v")
+    value_weight = source.fold("v") if fold else layer.weight_of("v")
     if not fold and source.basis is not None:
         context = context @ source.basis.mT
     values = torch.einsum("bkrm,kpm->bkrp", context, value_weight.unflatten(0, (kv, width)))

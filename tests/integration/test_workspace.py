@@ -1,0 +1,110 @@
+"""Rules of the house that hold for every package: namespace, versions, imports, wheels."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
+
+
+def metadata(package: Path) -> dict:
+    return tomllib.loads((package / "pyproject.toml").read_text())["project"]
+
+
+def test_there_are_packages():
+    assert {"core", "vision2d"} <= {package.name for package in PACKAGES}
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)
+def test_namespace_has_no_init(package):
+    assert not (package / "src/frozenllm/__init__.py").exists()
+    assert (package / "src/frozenllm" / package.name / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)
+def test_package_has_its_papers(package):
+    project = metadata(package)
+    assert project["name"] == f"frozenllm-{package.name}"
+    for name in ("README.md", "CHANGELOG.md"):
+        assert (package / name).stat().st_size > 100, f"{package.name}/{name} says nothing"
+    assert project["version"] in (package / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)
+def test_siblings_are_pinned_to_one_minor_version(package):
+    for requirement in metadata(package)["dependencies"]:
+        if not requirement.startswith("frozenllm-"):
+            continue
+        name, low, high = re.match(r"(frozenllm-\w+)(?:\[\w+\])?>=([\d.]+),<([\d.]+)$", requirement).groups()
+        version = metadata(ROOT / "packages" / name.removeprefix("frozenllm-"))["version"]
+        major, minor, _ = version.split(".")
+        assert (low, high) == (f"{major}.{minor}", f"{major}.{int(minor) + 1}")
+
+
+def test_arrows_point_one_way():
+    """Core imports no domain, and no domain another."""
+    for package in PACKAGES:
+        for path in (package / "src").rglob("*.py"):
+            for domain in re.findall(r"^\s*(?:from|import) frozenllm\.(\w+)", path.read_text(), re.MULTILINE):
+                assert domain in {"core", package.name}, f"{path.relative_to(ROOT)} imports frozenllm.{domain}"
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)
+def test_every_module_imports(package):
+    script = ROOT / "tests/integration/import_all.py"
+    run = subprocess.run([sys.executable, script, f"frozenllm.{package.name}"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_core_is_light():
+    """Using the layer imports no training framework, and reading a block no transformers."""
+    code = (
+        "import sys, frozenllm.core\n"
+        "names = {'transformers', 'mmengine', 'hydra', 'matplotlib', 'timm', 'torchvision', 'gguf'}\n"
+        "heavy = names & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_no_lock_file_is_tracked():
+    """It would name the hosts of one registry."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    assert "uv.lock" not in tracked.stdout.splitlines()
+
+
+def test_workspace_versions_lie_in_the_packages_ranges():
+    from packaging.requirements import Requirement
+
+    workspace = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["constraint-dependencies"]
+    pins = {r.name.lower().replace("_", "-"): r.specifier for r in map(Requirement, workspace)}
+    for package in PACKAGES:
+        project = metadata(package)
+        groups = [project["dependencies"], *project.get("optional-dependencies", {}).values()]
+        for requirement in (Requirement(text) for group in groups for text in group):
+            pin = str(pins.get(requirement.name.lower().replace("_", "-"), ""))
+            if pin.startswith("==") and "*" not in pin:
+                assert requirement.specifier.contains(pin.removeprefix("==")), (
+                    f"{package.name}: {requirement} and {pin}"
+                )
+
+
+def test_installed_versions_are_the_packages_own():
+    for package in PACKAGES:
+        version = importlib.metadata.version(f"frozenllm-{package.name}")
+        assert version == metadata(package)["version"]

@@ -162,6 +162,8 @@ class LLMBlock(nn.Module):
         block = copy.deepcopy(self)
         for layer in block.decoder_layers:
             layer.add_low_rank(rank, alpha)
+        if any(p.is_meta for p in block.parameters()):  # a model being built on the meta device, its block elsewhere
+            return block
         return block.to(self.device)
 
     def require_loaded(self) -> None:

@@ -56,6 +56,7 @@ class DecoderLayer(nn.Module):
             empty = torch.empty((rows, *first[1:]), dtype=dtype, device=device)
             self.register_buffer(name, empty, persistent=False)
         self.low_rank = nn.ModuleDict()
+        self.has_low_rank = False  # a plain flag: older torch.compile cannot ask a ModuleDict whether it is empty
 
     def layout(self) -> dict[str, list[str]]:
         """Name of each stored tensor, and the canonical tensors whose rows it joins."""
@@ -86,6 +87,7 @@ class DecoderLayer(nn.Module):
 
     def add_low_rank(self, rank: int, alpha: float | None = None) -> None:
         """Put a trainable low-rank update on every projection."""
+        self.has_low_rank = True
         shapes = self.spec.tensor_shapes()
         for stored in ("qkv", "o", "up", "down"):
             sizes = [shapes[part][0] for part in self.layout()[f"{stored}_weight"]]
@@ -131,7 +133,7 @@ class DecoderLayer(nn.Module):
     def project(self, x: Tensor, name: str) -> Tensor:
         """Apply a projection (see `rows`): (..., in_features) -> (..., out_features)."""
         y = F.linear(x, self.weight_of(name), self.bias_of(name))
-        if not self.low_rank:
+        if not self.has_low_rank:
             return y
         stored, _, parts = self.rows(name)
         return y + self.low_rank[stored](x, parts)
@@ -139,7 +141,7 @@ class DecoderLayer(nn.Module):
     def fold(self, name: str, basis: Tensor) -> Tensor:
         """``W basis``: a projection (see `rows`) of every column of a basis (in_features, m), without the bias."""
         folded = self.weight_of(name) @ basis
-        if not self.low_rank:
+        if not self.has_low_rank:
             return folded
         stored, _, parts = self.rows(name)
         return folded + self.low_rank[stored](basis.T, parts).T

@@ -13,6 +13,7 @@ from typing import Any
 from frozenllm.core.spec import BlockSpec
 
 Config = Mapping[str, Any]
+MAX_LAYERS = 10_000  # a damaged config must not make a list of billions
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -37,7 +38,8 @@ _KEYS = {
 }
 _SIZES = ("hidden_size", "num_heads", "num_kv_heads", "head_dim", "intermediate_size")
 _OPTIONAL_SIZES = ("sliding_window", "max_positions")
-_NUMBERS = ("norm_eps", "query_scale", "attn_softcap", "residual_scale", "rotary_base", "rotary_fraction")
+_NUMBERS = ("norm_eps", "norm_offset", "residual_scale", "rotary_fraction")
+_OPTIONAL_NUMBERS = ("query_scale", "attn_softcap", "rotary_base")
 _SWITCHES = ("qkv_bias", "out_bias", "ffn_bias", "gated", "final_norm")
 
 
@@ -95,8 +97,8 @@ class Family:
             ValueError: It is not a positive whole number.
         """
         count = {**self.defaults, **config}[self.num_layers]
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f'"{self.num_layers}" must be a positive whole number, not {count!r}.')
+        if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_LAYERS:
+            raise ValueError(f'"{self.num_layers}" must be a whole number from 1 to {MAX_LAYERS}, not {count!r}.')
         return count
 
     def spec(self, config: Config, layer: int) -> BlockSpec:
@@ -137,9 +139,11 @@ def check_values(values: Mapping[str, Any]) -> None:
     for name in _OPTIONAL_SIZES:
         if values.get(name) is not None:
             _require_size(name, values[name])
-    for name in _NUMBERS:
-        value = values.get(name)
-        if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
+    for name in (*_NUMBERS, *_OPTIONAL_NUMBERS):
+        value = values.get(name, 0.0)
+        if value is None and name in _OPTIONAL_NUMBERS:
+            continue
+        if not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name} must be a number, not {value!r}.")
     for name in _SWITCHES:
         if not isinstance(values.get(name, False), bool):

@@ -23,6 +23,9 @@ OutputNorm = Literal["unit", "pretrained", "none"]
 AdapterInit = Literal["default", "trunc_normal"]
 Readout = slice | Sequence[int] | Tensor
 
+EXPORT_BATCH = 8  # an exported program has one plan, made for this batch and exact for all: its own may be symbolic
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # new in torch 2.7
+
 _CHOICES = {
     "output_norm": ("unit", "pretrained", "none"),
     "adapter_init": ("default", "trunc_normal"),
@@ -193,6 +196,8 @@ class FrozenLLMLayer(nn.Module):
         self, layer: DecoderLayer, x: Tensor, rows: Tensor | None, dim: int | None, *, cached: bool
     ) -> Problem:
         batch, length = x.shape[:2]
+        if _is_exporting():
+            batch = EXPORT_BATCH
         return Problem(
             spec=layer.spec,
             dim=dim,
@@ -202,7 +207,7 @@ class FrozenLLMLayer(nn.Module):
             dtype=self.block.dtype,
             device=x.device.type,
             cached=cached,
-            can_absorb=self.positions == "none" and layer.spec.qk_norm == "none" and not layer.low_rank,
+            can_absorb=self.positions == "none" and layer.spec.qk_norm == "none" and not layer.has_low_rank,
         )
 
     def _cache(self) -> dict[str, Tensor] | None:

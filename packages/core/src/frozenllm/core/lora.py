@@ -1,4 +1,4 @@
-"""Low-rank updates of a frozen block (LoRA, Hu et al., 2022): what follow-up work trains in place of the whole block."""
+"""Low-rank updates of a frozen block (LoRA, Hu et al., 2022): what follow-up work trains instead of the block itself."""
 
 from __future__ import annotations
 

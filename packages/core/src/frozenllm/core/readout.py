@@ -172,7 +172,7 @@ def _absorbed_heads(
     for all j, and its attended value is ``W_v,h basis (sum_j p_hj unit_j)`` plus the values' common part.
     """
     layer, spec = source.layer, source.layer.spec
-    assert not layer.low_rank
+    assert not layer.has_low_rank
     kv, width = spec.num_kv_heads, spec.head_dim
     batch, length, size = source.unit.shape
     # Queries by the key head that serves them: (B, kv, groups * R, head_dim).

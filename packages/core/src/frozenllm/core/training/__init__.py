@@ -1,0 +1,49 @@
+"""The training engine: Hydra composes a config, mmengine builds and runs it.
+
+Start with `run.py` (one run), then `settings.py` (config to mmengine's dict) and `engine.py` (mmengine's runner with
+our devices, files and checkpoints).
+"""
+
+try:
+    import hydra  # noqa: F401
+    import mmengine  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"Training needs {error.name}, which is not installed: pip install 'frozenllm-core[train]'.", name=error.name
+    ) from error
+
+from frozenllm.core.training.cli import run_cli
+from frozenllm.core.training.compare import ArmResult, compare, print_table, table
+from frozenllm.core.training.composition import compose_config
+from frozenllm.core.training.guard import FrozenBlockChanged
+from frozenllm.core.training.metrics import Accuracy, CrossEntropy, Metric
+from frozenllm.core.training.optim import param_groups
+from frozenllm.core.training.registry import DATASETS, FUNCTIONS, METRICS, MODELS, TRANSFORMS
+from frozenllm.core.training.run import RunResult, evaluate, train
+from frozenllm.core.training.settings import build_model
+from frozenllm.core.training.task import ClassificationTask, Task
+
+__all__ = [
+    "DATASETS",
+    "FUNCTIONS",
+    "METRICS",
+    "MODELS",
+    "TRANSFORMS",
+    "Accuracy",
+    "ArmResult",
+    "ClassificationTask",
+    "CrossEntropy",
+    "FrozenBlockChanged",
+    "Metric",
+    "RunResult",
+    "Task",
+    "build_model",
+    "compare",
+    "compose_config",
+    "evaluate",
+    "param_groups",
+    "print_table",
+    "run_cli",
+    "table",
+    "train",
+]

@@ -1,0 +1,90 @@
+"""Hydra: composing a domain's config, and saying in one sentence what is wrong with it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+VERSION_BASE = "1.3"
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def compose_config(package: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose ``config.yaml`` of a config package, as the command line does.
+
+    Args:
+        package: Importable package with the config files, such as ``frozenllm.vision2d.conf``.
+        overrides: In Hydra's grammar: ``["llm=none", "optim.lr=1e-3"]``.
+
+    Returns:
+        The config, with the chosen recipe's name under ``recipe``.
+
+    Raises:
+        ValueError: An override names something that does not exist.
+    """
+    importlib.import_module(package)
+    known = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()  # the command line's own composition, which goes on afterwards
+    try:
+        with initialize_config_module(package, version_base=VERSION_BASE):
+            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    except CONFIG_ERRORS as error:
+        raise ValueError(one_sentence(error)) from error
+    finally:
+        if known is not None:
+            GlobalHydra.instance().initialize(known)
+    recipe = cfg.hydra.runtime.choices.get("recipe")
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return with_recipe(cfg, recipe)
+
+
+def with_recipe(cfg: DictConfig, recipe: str | None) -> DictConfig:
+    """Note the chosen recipe's name, which is part of the run folder's path."""
+    with open_dict(cfg):
+        cfg.recipe = recipe or "default"
+    return cfg
+
+
+def resolve(cfg: DictConfig) -> DictConfig:
+    """A copy without interpolations.
+
+    Raises:
+        ValueError: A value that has to be given is missing.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None) or str(error).splitlines()[0]
+        raise ValueError(f"The value of {key} is missing: give {key}=...") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(one_sentence(error)) from error
+    assert isinstance(plain, dict)
+    return OmegaConf.create(plain)
+
+
+def one_sentence(error: BaseException) -> str:
+    """What a config error means for whoever typed the command."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        choices = sorted(name for name in error.options or () if not name.startswith("_"))
+        if choices:
+            return f"There is no {group}={option}; choose one of: {', '.join(choices)}."
+        return f"There is no config {error.missing_cfg_file}."
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match.group(1)
+        if "No match in the defaults list" in text:
+            return f"There is no config group {key.partition('@')[0]!r}: see --help for the groups."
+        return f"There is no config key {key!r}: see --cfg job for the keys, or write +{key}=... to add one."
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    cause = getattr(error, "__cause__", None)
+    more = [line.strip() for line in str(cause).splitlines()[:1]] if cause is not None else []
+    return " ".join([*lines[:2], *(m for m in more if m not in lines)])

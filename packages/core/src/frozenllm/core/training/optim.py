@@ -1,0 +1,137 @@
+"""Parameter groups, and the optimizer wrappers built from them.
+
+`param_groups` is plain torch: give its result to any optimizer in a loop of your own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from frozenllm.core.training.distributed import bare
+from frozenllm.core.training.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+
+LAYER_PATTERN = r"(?:^|\.)(?:blocks|layers|layer)\.(\d+)\."
+STEM_PATTERN = r"embed|(?:^|\.)(?:cls_token|reg_token|dist_token|conv1|patch)"
+_ADAPTERS = ("adapter_in", "adapter_out")
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    layer_decay: float | None = None,
+    adapter_lr_mult: float = 1.0,
+    no_decay: Sequence[str] = (),
+    layer_pattern: str = LAYER_PATTERN,
+    stem_pattern: str = STEM_PATTERN,
+) -> list[dict[str, Any]]:
+    """Trainable parameters, grouped by learning rate and weight decay.
+
+    Args:
+        model: Host with or without a frozen layer.
+        lr: Learning rate of the last layers.
+        weight_decay: Weight decay; parameters with one dimension or none, biases and ``no_decay`` get 0.
+        layer_decay: Factor on the learning rate per layer counted from the end (BEiT, VideoMAE); None for none. With
+            L layers, layer i has ``layer_decay ** (L - i)``, the stem ``layer_decay ** (L + 1)``, and everything else
+            (frozen layer, final norm, head) 1.
+        adapter_lr_mult: Factor on the learning rate of the frozen layer's adapters.
+        no_decay: Names, or last parts of names, of further parameters without weight decay.
+        layer_pattern: Regular expression for the names of a layer's parameters; its group is the layer's index.
+        stem_pattern: Regular expression for the names of what comes before layer 0.
+
+    Returns:
+        Groups with ``params``, ``lr``, ``weight_decay``, ``lr_scale`` and ``names``, in order of the model.
+    """
+    inserted = _inserted(model)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    depths = {name: _depth(name, inserted, layer_pattern, stem_pattern) for name, _ in named}
+    last = max((depth for depth in depths.values() if depth is not None), default=0) + 1
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in named:
+        depth = depths[name]
+        scale = 1.0 if layer_decay is None or depth is None else layer_decay ** (last - depth)
+        if any(part in _ADAPTERS for part in name.split(".")):
+            scale *= adapter_lr_mult
+        listed = any(name == entry or name.endswith(f".{entry}") for entry in no_decay)
+        decay = 0.0 if listed or parameter.ndim <= 1 or name.endswith(".bias") else weight_decay
+        group = groups.setdefault(
+            (scale, decay),
+            {"params": [], "lr": lr * scale, "weight_decay": decay, "lr_scale": scale, "names": []},
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    if not groups:
+        raise ValueError("The model has no trainable parameters.")
+    return list(groups.values())
+
+
+def _inserted(model: nn.Module) -> tuple[str, ...]:
+    """Name prefixes of the frozen layers (or of what stands in for them): their own layers are none of the host's."""
+    return tuple(
+        f"{name}." for name, module in model.named_modules() if name and all(hasattr(module, a) for a in _ADAPTERS)
+    )
+
+
+def _depth(name: str, inserted: tuple[str, ...], layer_pattern: str, stem_pattern: str) -> int | None:
+    """0 for the stem, i + 1 for layer i, None for what comes after."""
+    if name.startswith(inserted):
+        return None
+    if match := re.search(layer_pattern, name):
+        return int(match.group(1)) + 1
+    return 0 if re.search(stem_pattern, name) else None
+
+
+@OPTIM_WRAPPERS.register_module()
+class EngineOptimWrapper(OptimWrapper):
+    """mmengine's wrapper, which can also clip gradients that FSDP has sharded."""
+
+    def _clip_grad(self) -> None:
+        clip_gradients(self)
+
+
+@OPTIM_WRAPPERS.register_module()
+class ScaledOptimWrapper(AmpOptimWrapper):
+    """Gradient scaling for float16 on a GPU; autocast itself belongs to the task."""
+
+    def _clip_grad(self) -> None:
+        clip_gradients(self)
+
+
+def clip_gradients(wrapper: OptimWrapper) -> None:
+    """Clip by norm (or value) and note the norm for the log as ``grad_norm``."""
+    params = [p for group in wrapper.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = wrapper.clip_func(params, **wrapper.clip_grad_kwargs)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    wrapper.last_grad_norm = norm if isinstance(norm, Tensor) else None
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class GroupedOptimizer:
+    """Builds the optimizer wrapper from ``optim_wrapper_cfg``; ``paramwise_cfg`` goes to `param_groups`."""
+
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
+        self.wrapper = dict(optim_wrapper_cfg)
+        self.optimizer = dict(self.wrapper.pop("optimizer"))
+        self.paramwise = dict(paramwise_cfg or {})
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """The optimizer wrapper for a task (wrapped by DDP or not)."""
+        task = bare(model)
+        lr, weight_decay = self.optimizer.pop("lr"), self.optimizer.pop("weight_decay", 0.0)
+        groups = param_groups(getattr(task, "model", task), lr, weight_decay, **self.paramwise)
+        known = {id(p) for group in groups for p in group["params"]}
+        if extra := [n for n, p in task.named_parameters() if p.requires_grad and id(p) not in known]:
+            raise ValueError(f"A task's own parameters are not trained: {', '.join(extra)}; put them into the model.")
+        optimizer: torch.optim.Optimizer = OPTIMIZERS.build(
+            {**self.optimizer, "params": groups, "lr": lr, "weight_decay": weight_decay}
+        )
+        return OPTIM_WRAPPERS.build({**self.wrapper, "optimizer": optimizer})

@@ -1,0 +1,42 @@
+"""Curves of a run as PNG files."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+_TRAIN_LEFT_OUT = {"epoch", "iter", "kind", "data_seconds"}
+
+
+def plot_history(history: Path, folder: Path) -> list[Path]:
+    """Draw every quantity of a ``metrics.jsonl`` against the iteration, one picture each.
+
+    Args:
+        history: The file of JSON lines.
+        folder: Where the pictures go; made if missing.
+
+    Returns:
+        The pictures' paths; empty if there is nothing to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # the backend is named: no display is ever asked for
+    from matplotlib.figure import Figure
+
+    series: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
+    for text in history.read_text().splitlines() if history.exists() else ():
+        line = json.loads(text)
+        for name, value in line.items():
+            if name not in _TRAIN_LEFT_OUT and isinstance(value, int | float):
+                series[line["kind"], name].append((line["iter"], value))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for (kind, name), points in series.items():
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
+        axes.set(xlabel="iteration", ylabel=name, title=f"{kind}: {name}")
+        axes.grid(alpha=0.3)
+        paths.append(folder / f"{kind}_{name.replace('/', '_')}.png")
+        figure.savefig(paths[-1], dpi=100)
+    return paths

@@ -1,0 +1,172 @@
+"""One run: training, or evaluation of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from omegaconf import DictConfig
+from torch import distributed
+
+from frozenllm.core.block import llm_blocks
+from frozenllm.core.training import data, ema, guard, loop, metrics, optim, schedule, task  # noqa: F401 (they register)
+from frozenllm.core.training.composition import resolve
+from frozenllm.core.training.distributed import is_main, join, pick_device
+from frozenllm.core.training.engine import Engine
+from frozenllm.core.training.folder import prepare, run_folder, write_text
+from frozenllm.core.training.journal import Journal
+from frozenllm.core.training.saving import Saver
+from frozenllm.core.training.settings import engine_settings, import_registrations
+
+
+@dataclass
+class RunResult:
+    """What a training run came to; ``summary.json`` holds the same.
+
+    Attributes:
+        run_dir: The run folder.
+        seed: ``runtime.seed``.
+        metrics: Figures of the last validation.
+        best: ``{"metric", "value", "epoch", "iter"}`` of the best validation, or None.
+        trainable: Numbers that are trained.
+        frozen: Numbers in frozen language-model blocks.
+        epochs: Epochs trained.
+        iterations: Iterations trained.
+        step_seconds: Median time of a training step with loading, in this process; None after very short runs.
+        seconds: Time that this process took.
+        finished: False if the run stopped before its last epoch.
+    """
+
+    run_dir: str
+    seed: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    trainable: int = 0
+    frozen: int = 0
+    epochs: int = 0
+    iterations: int = 0
+    step_seconds: float | None = None
+    seconds: float = 0.0
+    finished: bool = False
+
+
+def train(cfg: DictConfig) -> RunResult:
+    """Train what a config describes.
+
+    Args:
+        cfg: From `compose_config`.
+
+    Returns:
+        The figures; the run folder holds config, log, metrics, plots and checkpoints.
+
+    Raises:
+        ValueError: The config, the data or a file does not fit.
+        FrozenBlockChanged: A frozen block was written to.
+    """
+    start = time.perf_counter()
+    cfg = resolve(cfg)
+    if cfg.eval_only:
+        raise ValueError("eval_only=true is for evaluate(), not for train().")
+    import_registrations(cfg)
+    device, strategy, world = _processes(cfg)
+    folder = run_folder(cfg)
+    resume_from = prepare(folder, cfg)
+    settings = engine_settings(
+        cfg,
+        str(folder),
+        device,
+        strategy,
+        world,
+        load_from=str(resume_from or cfg.checkpoint) if resume_from or cfg.checkpoint else None,
+        resume=resume_from is not None,
+    )
+    engine = _engine(settings)
+    counts = model_counts(engine.bare_model)
+    engine.logger.info(
+        f"{folder}: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen parameters, on {device}"
+        + (f" x {world} ({strategy})" if world > 1 else "")
+    )
+    engine.train()
+    saver, journal = _hook(engine, Saver), _hook(engine, Journal)
+    result = RunResult(
+        run_dir=str(folder),
+        seed=cfg.runtime.seed,
+        metrics=saver.last_metrics,
+        best=saver.best_record,
+        epochs=engine.epoch,
+        iterations=engine.iter,
+        step_seconds=journal.step_seconds,
+        seconds=time.perf_counter() - start,
+        finished=engine.train_loop.finished,
+        **counts,
+    )
+    if is_main():
+        write_text(folder / "summary.json", json.dumps(asdict(result), indent=2) + "\n")
+    return result
+
+
+def evaluate(cfg: DictConfig) -> dict[str, float]:
+    """Evaluate a checkpoint on the validation data.
+
+    Args:
+        cfg: From `compose_config`; ``checkpoint`` is the run folder's last one if it is not given.
+
+    Returns:
+        The metrics; they are also added to ``evaluation.jsonl`` in the run folder.
+
+    Raises:
+        ValueError: There is no checkpoint, or it does not fit.
+    """
+    cfg = resolve(cfg)
+    cfg.eval_only = True
+    import_registrations(cfg)
+    device, strategy, world = _processes(cfg)
+    folder = run_folder(cfg)
+    path = Path(cfg.checkpoint).expanduser() if cfg.checkpoint else folder / "checkpoints" / "last.pt"
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint at {path}: give one with checkpoint=...")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        engine = _engine(engine_settings(cfg, str(folder), device, strategy, world, load_from=str(path)))
+        metrics = engine.val()
+        if is_main():
+            with open(folder / "evaluation.jsonl", "a") as file:
+                file.write(json.dumps({"checkpoint": str(path), **metrics}) + "\n")
+    except PermissionError as error:
+        raise ValueError(f"The run folder {folder} cannot be written: choose another with runs=...") from error
+    return metrics
+
+
+def model_counts(model: torch.nn.Module) -> dict[str, int]:
+    """``{"trainable", "frozen"}``: numbers that are trained, and numbers in frozen language-model blocks."""
+    return {
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "frozen": sum(block.num_parameters() for _, block in llm_blocks(model) if not block.trainable),
+    }
+
+
+def _processes(cfg: DictConfig) -> tuple[torch.device, str, int]:
+    if cfg.runtime.threads:
+        torch.set_num_threads(cfg.runtime.threads)
+    device = pick_device(cfg.runtime.device)
+    strategy = join(cfg.runtime.strategy, device, cfg.runtime.timeout_minutes)
+    return device, strategy, distributed.get_world_size() if strategy != "none" else 1
+
+
+def _engine(settings: dict[str, Any]) -> Engine:
+    try:
+        return Engine.from_cfg(settings)
+    except KeyError as error:
+        if "registry" in str(error):  # mmengine's message goes on for several lines
+            first = str(error.args[0]).split(". ")[0]
+            raise ValueError(f"{first}: check the type, and the config's imports.") from error
+        raise
+
+
+def _hook(engine: Engine, kind: type[Hook]) -> Any:
+    return next(hook for hook in engine.hooks if isinstance(hook, kind))

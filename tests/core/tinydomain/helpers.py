@@ -1,0 +1,64 @@
+"""Running the tiny domain, in this process or in one of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from frozenllm.core.training import RunResult, compose_config, train
+from tinydomain.train import CONFIG
+
+TESTS = Path(__file__).parent.parent
+
+
+def run(folder: Path, *overrides: str) -> RunResult:
+    """Train in this process; torch's number of threads is put back afterwards."""
+    threads = torch.get_num_threads()
+    try:
+        return train(compose_config(CONFIG, [f"runs={folder}", "runtime.console=false", *overrides]))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    """The command line that `run` stands for."""
+    return [sys.executable, "-m", "tinydomain.train", f"runs={folder}", *overrides]
+
+
+def call(argv: list[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess:
+    """Run a command with one thread, the tiny domain on its path, and a working directory that knows nothing."""
+    known = os.environ.get("PYTHONPATH", "")
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{known}", "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint, read the safe way."""
+    return torch.load(path, weights_only=True)
+
+
+def history(run_dir: str | Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without what the clock wrote."""
+    lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in lines]
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Equal bit for bit, through dicts and lists."""
+    assert type(a) is type(b), f"{where}: {type(a)} against {type(b)}"
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}/{i}")
+    else:
+        assert a == b, where

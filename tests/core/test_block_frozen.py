@@ -8,6 +8,10 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_model, save_model
+from test_layer_exact import FAMILIES, SPEC
+from torch import nn
+
 from frozenllm.core import (
     BlockSpec,
     FrozenLLMLayer,
@@ -17,9 +21,6 @@ from frozenllm.core import (
     random_block,
     reload_blocks,
 )
-from safetensors.torch import load_model, save_model
-from test_layer_exact import FAMILIES, SPEC
-from torch import nn
 
 
 def make_model(seed=0, **options):

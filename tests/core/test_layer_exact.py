@@ -8,12 +8,13 @@ from unittest import mock
 import pytest
 import torch
 from dense_reference import reference_layer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from frozenllm.core import BlockRecord, BlockSpec, FrozenLLMLayer, LLMBlock
 from frozenllm.core import layer as layer_module
 from frozenllm.core.plan import Plan
 from frozenllm.core.record import hash_tensors
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 SPEC = BlockSpec(hidden_size=48, num_heads=4, num_kv_heads=4, head_dim=8, intermediate_size=64)
 

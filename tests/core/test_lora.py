@@ -8,9 +8,10 @@ from unittest import mock
 
 import pytest
 import torch
+from test_layer_exact import FAMILIES, PLANS, SPEC, compare, make_layer, padding
+
 from frozenllm.core import FrozenLLMLayer, random_block
 from frozenllm.core import layer as layer_module
-from test_layer_exact import FAMILIES, PLANS, SPEC, compare, make_layer, padding
 
 
 def add_updates(layer, tensors):

@@ -77,7 +77,7 @@ def test_installed_command_line(python, tmp_path):
 
 def test_installed_vision2d_trains(python, tmp_path):
     out = run(
-        python, "-m", "frozenllm.vision2d.train", "recipe=toy", "runtime.stop_after=4", f"runs={tmp_path}/runs",
+        python, "-m", "frozenllm.vision2d.train", "recipe=digits", "runtime.stop_after=4", f"runs={tmp_path}/runs",
         cwd=tmp_path, OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert list(tmp_path.rglob("metrics.jsonl")), out

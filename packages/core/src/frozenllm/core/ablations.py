@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from frozenllm.core.block import LLMBlock
 from frozenllm.core.layer import AdapterInit, Readout, _resolve
 from frozenllm.core.readout import gather_rows
 from frozenllm.core.record import BlockRecord, hash_tensors
 from frozenllm.core.spec import BlockSpec
-from torch import Tensor, nn
 
 
 def random_block(

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
+
 from frozenllm.core.decoder import Attention, DecoderLayer, Positions, copy_checked
 from frozenllm.core.functional import normalize
 from frozenllm.core.record import BlockRecord
 from frozenllm.core.spec import BlockSpec
-from torch import Tensor, nn
 
 _probe_values = itertools.count(1)
 
@@ -32,6 +33,8 @@ class LLMBlock(nn.Module):
         record: Where the tensors came from.
         dtype: Data type to compute in; None means float32, as the official code does.
         device: Where to put the weights; None means the CPU.
+        int8: Store projections as 8-bit integers with a scale per row (`frozenllm.core.int8`): a quarter of float32's
+            memory, each weight within half a scale.
 
     Raises:
         ValueError: A tensor is missing or has another shape than the spec says.
@@ -46,6 +49,7 @@ class LLMBlock(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        int8: bool = False,
     ) -> None:
         super().__init__()
         if not specs or len(specs) != len(tensors):
@@ -58,7 +62,7 @@ class LLMBlock(nn.Module):
         # Explicit, since a model may be built inside `torch.device("meta")`.
         device = torch.device(device if device is not None else "cpu")
         self.record = record
-        self.layers = nn.ModuleList(DecoderLayer(spec, dtype, device) for spec in specs)
+        self.layers = nn.ModuleList(DecoderLayer(spec, dtype, device, int8) for spec in specs)
         for name in specs[-1].final_norm_shapes() if final_norm else ():
             empty = torch.empty(self.hidden_size, dtype=dtype, device=device)
             self.register_buffer(name.replace(".", "_"), empty, persistent=False)
@@ -83,8 +87,8 @@ class LLMBlock(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of the weights, which is what the block computes in."""
-        return self.decoder_layers[0].qkv_weight.dtype
+        """Data type that the block computes in; that of the weights, unless they are stored as integers."""
+        return self.decoder_layers[0].dtype
 
     @property
     def device(self) -> torch.device:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
+
 from frozenllm.core.ablations import MLPLayer, random_block
 from frozenllm.core.layer import FrozenLLMLayer
 from frozenllm.core.spec import BlockSpec
 from frozenllm.core.weights import load_block, read_specs
-from torch import nn
 
 KINDS = ("pretrained", "random", "mlp", "none")
-_BLOCK_KEYS = ("source", "path", "revision", "layers", "spec", "seed", "dtype")
+_BLOCK_KEYS = ("source", "path", "revision", "layers", "spec", "seed", "dtype", "quantize")
 _LAYER_KEYS = (
     "output_norm",
     "adapter_init",
@@ -28,11 +30,20 @@ _LAYER_KEYS = (
 _MLP_KEYS = ("source", "path", "spec", "hidden_size", "adapter_init")
 _USED = {
     "pretrained": tuple(key for key in _BLOCK_KEYS if key not in ("spec", "seed")) + _LAYER_KEYS,
-    "random": _BLOCK_KEYS + _LAYER_KEYS,
+    "random": tuple(key for key in _BLOCK_KEYS if key != "quantize") + _LAYER_KEYS,
     "mlp": _MLP_KEYS,
     "none": (),
 }
 _KNOWN = {"kind", "name", *_BLOCK_KEYS, *_LAYER_KEYS, *_MLP_KEYS}
+# What a config group says for every kind alike; only other values are worth a warning where a kind ignores them.
+_USUAL = {
+    "layers": [-1],
+    "positions": "none",
+    "attention": "bidirectional",
+    "exact": "auto",
+    "trainable": False,
+    "checkpoint_activations": False,
+}
 
 
 def build_llm_layer(dim: int, llm: Mapping[str, Any] | str | None, **overrides: Any) -> nn.Module | None:
@@ -44,8 +55,8 @@ def build_llm_layer(dim: int, llm: Mapping[str, Any] | str | None, **overrides: 
             hub repository), whose last layer is taken; or a mapping with these keys, all optional:
 
             - ``kind``: ``"pretrained"`` (default), ``"random"``, ``"mlp"`` or ``"none"``;
-            - ``source``, ``path`` (a local path that takes the source's place), ``revision``, ``layers``, ``dtype``:
-              see `load_block`;
+            - ``source``, ``path`` (a local path that takes the source's place), ``revision``, ``layers``, ``dtype``,
+              ``quantize``: see `load_block`;
             - ``spec`` (fields of `BlockSpec`, where there is no source to read it from) and ``seed``, for random
               blocks;
             - ``hidden_size``, for the MLP;
@@ -70,6 +81,9 @@ def build_llm_layer(dim: int, llm: Mapping[str, Any] | str | None, **overrides: 
     options = {k: v for k, v in {**overrides, **given}.items() if k in _USED[kind] and v is not None}
     if kind == "none":
         return None
+    ignored = [k for k, v in given.items() if k not in (*_USED[kind], "name", "dtype") and v != _USUAL.get(k)]
+    if ignored:
+        warnings.warn(f"llm kind {kind} ignores the option(s) {', '.join(sorted(ignored))}.", stacklevel=2)
     if kind == "mlp":
         hidden_size = options.pop("hidden_size", None) or _spec(options).hidden_size
         return MLPLayer(dim, hidden_size, adapter_init=options.get("adapter_init", "default"))
@@ -84,7 +98,13 @@ def build_llm_layer(dim: int, llm: Mapping[str, Any] | str | None, **overrides: 
             raise ValueError(
                 "llm needs a source: bundled, a folder, a block file, or a hub repository such as org/name."
             )
-        block = load_block(source, options.get("layers"), dtype=dtype, revision=options.get("revision"))
+        block = load_block(
+            source,
+            options.get("layers"),
+            dtype=dtype,
+            revision=options.get("revision"),
+            quantize=options.get("quantize"),
+        )
     return FrozenLLMLayer(dim, block, **layer_options)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from frozenllm.core.ablations import random_block
 from frozenllm.core.block import LLMBlock
 from frozenllm.core.families import FAMILIES
@@ -23,7 +24,8 @@ from frozenllm.core.spec import BlockSpec
 from frozenllm.core.weights import BlockContents, parse_dtype, read_block, read_specs, save_block
 
 _SOURCE_HELP = (
-    "a folder in transformers' layout, a folder with Meta's consolidated.*.pth, a block file, or the word bundled"
+    "a folder in transformers' layout, a folder with Meta's consolidated.*.pth, a block file, a GGUF file, a "
+    "repository on the hub (org/name or org/name@revision), or the word bundled"
 )
 _LAYERS_HELP = "indices of the layers, negative ones from the end (default: the last one; of a block file, all)"
 

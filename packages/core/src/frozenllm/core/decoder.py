@@ -10,11 +10,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from frozenllm.core.functional import activate, allowed_keys, attend, normalize
+from frozenllm.core.int8 import dequantize_rows, int8_linear, quantize_rows
 from frozenllm.core.lora import LowRankUpdate
 from frozenllm.core.rotary import apply_rotary, rotary_tables
 from frozenllm.core.spec import BlockSpec
-from torch import Tensor, nn
 
 Positions = Literal["none", "rotary"]
 Attention = Literal["bidirectional", "causal"]
@@ -31,6 +33,11 @@ def copy_checked(target: Tensor, tensors: Mapping[str, Tensor], name: str) -> No
         target.copy_(source)
 
 
+def _scale_of(weight: str) -> str:
+    """Name of the buffer with the scales of an int8 weight."""
+    return f"{weight.rsplit('_', 1)[0]}_scale"
+
+
 class DecoderLayer(nn.Module):
     """A decoder layer whose weights are buffers; query, key, value and gate, up are stored as one matrix each.
 
@@ -38,6 +45,7 @@ class DecoderLayer(nn.Module):
         spec: What the layer computes.
         dtype: Data type of the weights.
         device: Where the (still empty) weights are made.
+        int8: Store projections as 8-bit integers with a scale per row in ``dtype`` (`frozenllm.core.int8`).
     """
 
     # Every family has these; what only some have is reached through `weight`.
@@ -45,18 +53,29 @@ class DecoderLayer(nn.Module):
     o_weight: Tensor
     up_weight: Tensor
     down_weight: Tensor
+    qkv_scale: Tensor  # of int8 weights only
 
-    def __init__(self, spec: BlockSpec, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, spec: BlockSpec, dtype: torch.dtype, device: torch.device, int8: bool = False) -> None:
         super().__init__()
         self.spec = spec
+        self.int8 = int8
         shapes = spec.tensor_shapes()
         for name, parts in self.layout().items():
             first = shapes[parts[0]]
             rows = sum(shapes[part][0] for part in parts)
-            empty = torch.empty((rows, *first[1:]), dtype=dtype, device=device)
+            packed = int8 and len(first) == 2
+            empty = torch.empty((rows, *first[1:]), dtype=torch.int8 if packed else dtype, device=device)
             self.register_buffer(name, empty, persistent=False)
+            if packed:
+                scale = torch.empty((rows, 1), dtype=dtype, device=device)
+                self.register_buffer(_scale_of(name), scale, persistent=False)
         self.low_rank = nn.ModuleDict()
         self.has_low_rank = False  # a plain flag: older torch.compile cannot ask a ModuleDict whether it is empty
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type that the layer computes in."""
+        return self.qkv_scale.dtype if self.int8 else self.qkv_weight.dtype
 
     def layout(self) -> dict[str, list[str]]:
         """Name of each stored tensor, and the canonical tensors whose rows it joins."""
@@ -68,13 +87,11 @@ class DecoderLayer(nn.Module):
         return layout
 
     def canonical_tensors(self) -> dict[str, Tensor]:
-        """Canonical name -> view of the stored weights, in the order of `BlockSpec.tensor_shapes`."""
-        shapes = self.spec.tensor_shapes()
-        views: dict[str, Tensor] = {}
-        for name, parts in self.layout().items():
-            sizes = [shapes[part][0] for part in parts]
-            views.update(zip(parts, getattr(self, name).detach().split(sizes), strict=True))
-        return {name: views[name] for name in shapes}
+        """Canonical name -> weights, in the order of `BlockSpec.tensor_shapes`: views, or unpacked copies of int8."""
+        return {
+            name: part if scale is None else dequantize_rows(part, scale)
+            for name, (part, scale) in self._parts().items()
+        }
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy canonical tensors in, one at a time, so that a lazily read file needs no second copy in memory.
@@ -82,8 +99,27 @@ class DecoderLayer(nn.Module):
         Raises:
             ValueError: A tensor is missing or has another shape than the spec says.
         """
-        for name, view in self.canonical_tensors().items():
-            copy_checked(view, tensors, name)
+        for name, (view, scale) in self._parts().items():
+            if scale is None:
+                copy_checked(view, tensors, name)
+                continue
+            full = torch.empty(view.shape, dtype=scale.dtype, device=view.device)
+            copy_checked(full, tensors, name)
+            with torch.no_grad():
+                for target, source in zip((view, scale), quantize_rows(full), strict=True):
+                    target.copy_(source)
+
+    def _parts(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Canonical name -> view of the stored weights, and of their scales where they are int8."""
+        shapes = self.spec.tensor_shapes()
+        views: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for name, parts in self.layout().items():
+            sizes = [shapes[part][0] for part in parts]
+            scale = None if name.endswith("_bias") else self._buffers.get(_scale_of(name))
+            stored = getattr(self, name).detach().split(sizes)
+            scales = [None] * len(parts) if scale is None else scale.split(sizes)
+            views.update(zip(parts, zip(stored, scales, strict=True), strict=True))
+        return {name: views[name] for name in shapes}
 
     def add_low_rank(self, rank: int, alpha: float | None = None) -> None:
         """Put a trainable low-rank update on every projection."""
@@ -95,7 +131,13 @@ class DecoderLayer(nn.Module):
             self.low_rank[stored] = LowRankUpdate(in_features, sizes, rank, alpha)
 
     def make_trainable(self) -> None:
-        """Turn the buffers into parameters (the fine-tuned ablation), in memory of their own."""
+        """Turn the buffers into parameters (the fine-tuned ablation), in memory of their own.
+
+        Raises:
+            ValueError: The weights are integers.
+        """
+        if self.int8:
+            raise ValueError('A block that is stored as integers cannot be trained: load it without quantize="int8".')
         for name in self.layout():
             weight = getattr(self, name)
             del self._buffers[name]
@@ -126,13 +168,22 @@ class DecoderLayer(nn.Module):
         return None if bias is None else bias[rows]
 
     def weight_of(self, name: str) -> Tensor:
-        """Weight of a projection (see `rows`), without its low-rank update."""
+        """Weight of a projection (see `rows`), without its low-rank update; unpacked where it is int8."""
+        weight, scale = self._stored(name)
+        return weight if scale is None else dequantize_rows(weight, scale)
+
+    def _stored(self, name: str) -> tuple[Tensor, Tensor | None]:
         stored, rows, _ = self.rows(name)
-        return getattr(self, f"{stored}_weight")[rows]
+        weight = getattr(self, f"{stored}_weight")[rows]
+        return (weight, getattr(self, f"{stored}_scale")[rows]) if self.int8 else (weight, None)
+
+    def _linear(self, x: Tensor, name: str, bias: Tensor | None) -> Tensor:
+        weight, scale = self._stored(name)
+        return F.linear(x, weight, bias) if scale is None else int8_linear(x, weight, scale, bias)
 
     def project(self, x: Tensor, name: str) -> Tensor:
         """Apply a projection (see `rows`): (..., in_features) -> (..., out_features)."""
-        y = F.linear(x, self.weight_of(name), self.bias_of(name))
+        y = self._linear(x, name, self.bias_of(name))
         if not self.has_low_rank:
             return y
         stored, _, parts = self.rows(name)
@@ -140,7 +191,7 @@ class DecoderLayer(nn.Module):
 
     def fold(self, name: str, basis: Tensor) -> Tensor:
         """``W basis``: a projection (see `rows`) of every column of a basis (in_features, m), without the bias."""
-        folded = self.weight_of(name) @ basis
+        folded = self._linear(basis.T, name, None).T if self.int8 else self.weight_of(name) @ basis
         if not self.has_low_rank:
             return folded
         stored, _, parts = self.rows(name)

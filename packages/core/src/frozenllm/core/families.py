@@ -6,7 +6,8 @@ configuration class (``configuration_<model_type>.py``). ``docs/add_a_family.md`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from frozenllm.core.family import Config, Family, layer_type, spec_activation
@@ -59,9 +60,9 @@ _LAYERNORM = {"norm": "layernorm", "gated": False, "ffn_bias": True}
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="llama",
-        models="LLaMA 1, 2, 3, Vicuna, TinyLlama, SmolLM 1 and 2, Yi",
-        model_types=("llama",),
-        architectures=("LlamaForCausalLM", "LlamaModel", "LLaMAForCausalLM"),
+        models="LLaMA 1, 2, 3, Vicuna, TinyLlama, SmolLM 1 and 2, Yi; inside LLaVA",
+        model_types=("llama", "llava", "llava_llama"),  # LLaVA's own files; transformers' say text_config
+        architectures=("LlamaForCausalLM", "LlamaModel", "LLaMAForCausalLM", "LlavaLlamaForCausalLM"),
         defaults={
             "hidden_size": 4096,
             "intermediate_size": 11008,
@@ -420,7 +421,59 @@ FAMILIES: tuple[Family, ...] = (
             "ffn.down": "mlp.dense_4h_to_h",
         },
     ),
+    Family(
+        name="vit",
+        models="ViT, DeiT without distillation: no language models, but a control for them",
+        model_types=("vit",),
+        architectures=("ViTModel", "ViTForImageClassification"),
+        defaults={
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-12,
+            "qkv_bias": True,
+        },
+        keys={"norm_eps": "layer_norm_eps"},
+        fixed={**_LAYERNORM, "out_bias": True},
+        derived={"qkv_bias": _plain_key("qkv_bias")},
+        rotary=False,
+        roots=("vit.", ""),
+        layer="encoder.layer.{i}.",
+        final_norm="layernorm",
+        ignored=(),
+        tensors={
+            "attn_norm": "layernorm_before",
+            "attn.q": "attention.attention.query",
+            "attn.k": "attention.attention.key",
+            "attn.v": "attention.attention.value",
+            "attn.o": "attention.output.dense",
+            "ffn_norm": "layernorm_after",
+            "ffn.up": "intermediate.dense",
+            "ffn.down": "output.dense",
+        },
+    ),
 )
+
+# Where multimodal models in transformers' layout keep their language model: files up to version 4 and since.
+_INNER_ROOTS = ("language_model.model.", "model.language_model.", "language_model.")
+
+
+def find_language_model(config: Config) -> tuple[Config, Family]:
+    """The part of a ``config.json`` that describes the language model, and its row.
+
+    Args:
+        config: The parsed file. One with ``text_config`` (LLaVA and other multimodal models) holds a language model
+            whose own config that is; its tensors have the prefixes of such a model in front.
+
+    Raises:
+        ValueError: No row fits.
+    """
+    inner = config.get("text_config")
+    if not isinstance(inner, Mapping):
+        return config, find_family(config)
+    return inner, dataclasses.replace(find_family(inner), roots=_INNER_ROOTS)
 
 
 def find_family(config: Config) -> Family:

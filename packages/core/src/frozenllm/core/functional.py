@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from frozenllm.core.spec import BlockSpec
 from torch import Tensor
+
+from frozenllm.core.spec import BlockSpec
 
 
 def normalize(

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
 from frozenllm.core.block import LLMBlock
 from frozenllm.core.decoder import Attention, DecoderLayer, Positions
 from frozenllm.core.plan import Problem, plan
 from frozenllm.core.readout import AttentionInput, attend_readout, folded_input, gather_rows
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 OutputNorm = Literal["unit", "pretrained", "none"]
 AdapterInit = Literal["default", "trunc_normal"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from frozenllm.core.spec import BlockSpec
 
 # A folded layer whose every token is read must promise at least this ratio of operations (plain / folded, of the whole

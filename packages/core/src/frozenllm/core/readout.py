@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from frozenllm.core.decoder import DecoderLayer
 from frozenllm.core.functional import allowed_keys, softmax_scores
 from frozenllm.core.plan import Plan
-from torch import Tensor
 
 # Added to the Gram matrix's diagonal, relative to its trace, so that the factorisation of a rank-deficient adapter
 # exists. In float64 it changes nothing visible below condition numbers of 1e4.
@@ -100,7 +101,7 @@ def folded_input(
         hidden: A x for all tokens (B, N, D) where it is at hand or cheap, else None: the Gram matrix is used.
         cache: Folded weights and the Gram factor of earlier calls in eval mode; an empty dict otherwise.
     """
-    spec, dtype = layer.spec, layer.qkv_weight.dtype
+    spec, dtype = layer.spec, layer.dtype
     if spec.norm_placement not in ("pre", "sandwich"):  # the attention reads the stream itself
         return AttentionInput(layer, tokens.to(dtype), adapter.to(dtype), None, cache)
     centred = adapter - adapter.mean(dim=0) if spec.norm == "layernorm" else adapter

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from frozenllm.core.spec import BlockSpec
 from torch import Tensor
+
+from frozenllm.core.spec import BlockSpec
 
 RECORD_VERSION = 1
 

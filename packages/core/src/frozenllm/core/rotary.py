@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from frozenllm.core.spec import BlockSpec
 from torch import Tensor
+
+from frozenllm.core.spec import BlockSpec
 
 
 def rotary_tables(spec: BlockSpec, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -66,6 +66,7 @@ def run_job(cfg: DictConfig) -> float | None:
     if state.mode == RunMode.MULTIRUN:
         with open_dict(cfg):
             cfg.name = f"{cfg.name}/{job_name(state.job.override_dirname)}"
+            cfg.sweep = list(state.overrides.task)  # tables tell the runs of a sweep apart by them
     try:
         if cfg.eval_only:
             evaluate(cfg)

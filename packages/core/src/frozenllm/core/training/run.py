@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ from torch import distributed
 from frozenllm.core.block import llm_blocks
 from frozenllm.core.training import data, ema, guard, loop, metrics, optim, schedule, task  # noqa: F401 (they register)
 from frozenllm.core.training.composition import resolve
+from frozenllm.core.training.cost import first_sample, prediction_cost
 from frozenllm.core.training.distributed import is_main, join, pick_device
 from frozenllm.core.training.engine import Engine
 from frozenllm.core.training.folder import prepare, run_folder, write_text
 from frozenllm.core.training.journal import Journal
 from frozenllm.core.training.saving import Saver
 from frozenllm.core.training.settings import engine_settings, import_registrations
+from frozenllm.core.training.task import AUTOCAST
+
+SUMMARY = "summary.json"
 
 
 @dataclass
@@ -38,6 +42,9 @@ class RunResult:
         epochs: Epochs trained.
         iterations: Iterations trained.
         step_seconds: Median time of a training step with loading, in this process; None after very short runs.
+        flops: Operations of one prediction (`cost.prediction_cost`); None with FSDP.
+        dense_flops: The same without the exact shortcuts, as the official code computes it.
+        latency: Seconds of one prediction, for one sample.
         seconds: Time that this process took.
         finished: False if the run stopped before its last epoch.
     """
@@ -51,6 +58,9 @@ class RunResult:
     epochs: int = 0
     iterations: int = 0
     step_seconds: float | None = None
+    flops: float | None = None
+    dense_flops: float | None = None
+    latency: float | None = None
     seconds: float = 0.0
     finished: bool = False
 
@@ -106,7 +116,10 @@ def train(cfg: DictConfig) -> RunResult:
         **counts,
     )
     if is_main():
-        write_text(folder / "summary.json", json.dumps(asdict(result), indent=2) + "\n")
+        write_text(folder / SUMMARY, json.dumps(asdict(result), indent=2) + "\n")
+        if strategy != "fsdp":  # a sharded model computes in all processes or not at all
+            result = replace(result, **_cost(engine))
+            write_text(folder / SUMMARY, json.dumps(asdict(result), indent=2) + "\n")
     return result
 
 
@@ -148,6 +161,14 @@ def model_counts(model: torch.nn.Module) -> dict[str, int]:
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "frozen": sum(block.num_parameters() for _, block in llm_blocks(model) if not block.trainable),
     }
+
+
+def _cost(engine: Engine) -> dict[str, float]:
+    wrapped: Any = engine.bare_model
+    inputs = first_sample(engine.val_dataloader, lambda batch: wrapped.data_preprocessor(batch, False))
+    dtype = AUTOCAST.get(wrapped.precision)
+    with torch.autocast(torch.device(engine.options["device"]).type, dtype=dtype, enabled=dtype is not None):
+        return prediction_cost(wrapped.model, inputs)
 
 
 def _processes(cfg: DictConfig) -> tuple[torch.device, str, int]:

@@ -95,7 +95,7 @@ class HubModel(TransformersModel):
             wanted |= {part.name for part in self.final_norm().parts.values()}
             parts.mkdir(exist_ok=True)
             self._hub_files.fetch(sorted(wanted), parts)
-            whole = TransformersModel(self.source, self.config, self._hub_files, self._commit)
+            whole = TransformersModel(self.source, self.config, self._hub_files, self._commit, self.family)
             write_block_file(read_contents(whole, layers), path)
         shutil.rmtree(parts)
         return BlockFile(path, self.source, self._commit)

@@ -36,12 +36,13 @@ def load_block(
     device: torch.device | str | None = None,
     revision: str | None = None,
     num_heads: int | None = None,
+    quantize: str | None = None,
 ) -> LLMBlock:
     """Read layers of a language model.
 
     Args:
         source: A folder in transformers' layout, a folder with Meta's ``consolidated.*.pth``, a block file, a
-            checkpoint of the official release, a repository on the hub, or ``"bundled"``.
+            GGUF file, a checkpoint of the official release, a repository on the hub, or ``"bundled"``.
         layers: Indices, negative ones from the end. None: the last layer of a model, all layers of a block
             file or an official checkpoint.
         dtype: What the block computes in; None means float32.
@@ -49,6 +50,7 @@ def load_block(
         revision: For hub repositories; ignored elsewhere, with a warning.
         num_heads: Query heads that the block must have. Only official checkpoints do not say; None means
             LLaMA-7B's 32 there.
+        quantize: ``"int8"`` stores the projections as 8-bit integers, for memory; see ``docs/int8.md``.
 
     Returns:
         The frozen block. Its record hashes the stored bytes.
@@ -60,13 +62,21 @@ def load_block(
     compute = parse_dtype(dtype) or torch.float32
     if not compute.is_floating_point:
         raise ValueError(f"A block computes in a floating point dtype, not {compute}.")
+    if quantize not in (None, "int8"):
+        raise ValueError(f'quantize must be None or "int8", not {quantize!r}; 4-bit storage has no kernel for the CPU.')
     place = _parse_device(device)
     contents = read_contents(open_source(source, revision, num_heads), layers, must_fit=compute)
     if num_heads is not None and contents.specs[0].num_heads != num_heads:
         raise ValueError(f"{source}: the block has {contents.specs[0].num_heads} heads, not {num_heads}.")
     with cpu_only():
         return LLMBlock(
-            contents.specs, contents.tensors, contents.final_norm, contents.record, dtype=compute, device=place
+            contents.specs,
+            contents.tensors,
+            contents.final_norm,
+            contents.record,
+            dtype=compute,
+            device=place,
+            int8=quantize == "int8",
         )
 
 

@@ -13,12 +13,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from frozenllm.core.spec import BlockSpec
 from frozenllm.core.weights.files import refuse_lfs_pointer
 from frozenllm.core.weights.meta import TENSOR_NAMES, pairs_to_halves
 from frozenllm.core.weights.pickles import load_pickle
 from frozenllm.core.weights.sources import BlockSource, LazyTensor, LazyTensors, TensorFiles, TensorInfo, check_info
-from torch import Tensor
 
 PREFIX = "llama."
 SUFFIXES = (".pth", ".pt", ".bin", ".tar")

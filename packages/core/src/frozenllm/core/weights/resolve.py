@@ -20,8 +20,8 @@ from frozenllm.core.weights.transformers_layout import TransformersModel
 BUNDLED = "bundled"
 ACCEPTED = (
     "a folder in transformers' layout (config.json), a folder of Meta's (consolidated.*.pth, params.json), a block "
-    "file (.safetensors), a checkpoint of the official release (.pth), a repository on the hub (org/name or "
-    f'org/name@revision), or "{BUNDLED}"'
+    "file (.safetensors), a GGUF file (.gguf), a checkpoint of the official release (.pth), a repository on the hub "
+    f'(org/name or org/name@revision), or "{BUNDLED}"'
 )
 
 _FILES = (".safetensors", ".gguf", ".pth", ".pt", ".bin", ".json")  # names with these endings are never repositories

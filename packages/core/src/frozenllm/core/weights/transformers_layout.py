@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from frozenllm.core.families import find_family
+from frozenllm.core.families import find_language_model
 from frozenllm.core.family import Family
 from frozenllm.core.spec import BlockSpec
 from frozenllm.core.weights.sources import BlockSource, LazyTensor, LazyTensors, TensorFiles, check_info
@@ -38,10 +38,12 @@ class TransformersModel(BlockSource):
         family: Family | None = None,
     ) -> None:
         self.source, self.revision = source, revision
-        self.config, self.files = config, files
+        self.files = files
         try:
-            self.family: Family = find_family(config) if family is None else family
-            self.layers = tuple(range(self.family.layer_count(config)))
+            found = find_language_model(config) if family is None else (config, family)
+            self.config: Mapping[str, Any] = found[0]
+            self.family: Family = found[1]
+            self.layers = tuple(range(self.family.layer_count(self.config)))
         except ValueError as error:
             raise ValueError(f"{files.where}: {error}") from error
         self.kind = f"transformers layout, family {self.family.name}"

@@ -1,0 +1,1 @@
+"""Hydra configs of 2D vision: ``python -m frozenllm.vision2d.train --cfg job`` shows them composed."""

@@ -1,0 +1,101 @@
+"""Training and evaluation of image classifiers: ``python -m frozenllm.vision2d.train [overrides]``.
+
+Without arguments it trains a small vision transformer on handwritten digits, alone and with the frozen bundled block,
+on a CPU in about a minute.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+from timm.models import is_model, list_models
+from torch import nn
+
+from frozenllm.core.training import DATASETS, METRICS, MODELS, TRANSFORMS, compare, print_table, run_cli
+from frozenllm.vision2d import hosts
+from frozenllm.vision2d.data import Mixup, digits, image_folder
+from frozenllm.vision2d.metrics import ImageAccuracy, ImageCrossEntropy
+from frozenllm.vision2d.model import FrozenLLMViT
+
+CONFIG = "frozenllm.vision2d.conf"
+METRIC = "accuracy/top1"
+ARMS = {"host alone": ["llm=none"], "+ frozen bundled block": ["llm=bundled"]}
+
+
+def build_vit(
+    variant: str,
+    *,
+    llm: Mapping[str, Any] | None = None,
+    grad_checkpointing: bool = False,
+    host: str | None = None,
+    host_head: bool = True,
+    freeze_host: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """The model of the config group ``model``.
+
+    Args:
+        variant: A name that `frozenllm.vision2d` has registered in timm.
+        llm: The config group ``llm``; None for the host alone.
+        grad_checkpointing: Recompute activations in the backward pass.
+        host: Pretrained weights of the host, see `frozenllm.vision2d.hosts.load_host`; None for a random start.
+        host_head: Whether these give the classification head too; else a new head is trained.
+        freeze_host: Train only what the frozen layer trains (its adapters), and the head if it is new.
+        **options: Arguments of timm's `VisionTransformer`, and ``llm_position``.
+
+    Raises:
+        ValueError: The variant is unknown or has no place for a frozen layer, or an option is unknown.
+    """
+    known = list_models("*_frozenllm")
+    if not is_model(variant) or variant not in known:
+        raise ValueError(f"model.variant must be one of {', '.join(known)}, not {variant!r}.")
+    try:
+        model = timm.create_model(variant, llm=llm or "none", **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        option = str(error).rpartition("argument ")[2]
+        raise ValueError(f"The model has no option {option}: see timm's VisionTransformer for those it has.") from error
+    assert isinstance(model, FrozenLLMViT)
+    if grad_checkpointing:
+        model.set_grad_checkpointing()
+    if host is not None:
+        hosts.load_host(model, host, head=host_head)
+    if freeze_host:
+        hosts.freeze_host(model, head=host_head)
+    return model
+
+
+MODELS.register_module("vit", module=build_vit)
+DATASETS.register_module("image_folder", module=image_folder)
+DATASETS.register_module("digits", module=digits)
+TRANSFORMS.register_module("mixup", module=Mixup)
+METRICS.register_module("ImageAccuracy", module=ImageAccuracy)
+METRICS.register_module("ImageCrossEntropy", module=ImageCrossEntropy)
+
+
+def toy() -> None:
+    """The host alone beside the host with the frozen layer, on the toy data."""
+    results = compare(CONFIG, ARMS, overrides=["recipe=digits", "runs=runs/toy"])
+    print()
+    print_table(results, METRIC)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Args:
+        argv: Overrides in Hydra's grammar; None for the process's arguments. Without any, `toy` runs.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments:
+        run_cli(CONFIG, arguments)
+    else:
+        toy()
+
+
+if __name__ == "__main__":
+    main()

@@ -171,6 +171,26 @@ def bench_video(dtype: torch.dtype, batch: int, repetitions: int, device: str) -
     }
 
 
+def profile_layer(dtype: torch.dtype, batch: int, device: str) -> None:
+    """Print what the shortcut's time goes to: forward and backward of the layer alone, class token read."""
+    layer = FrozenLLMLayer(384, random_block(LLAMA_7B, dtype=dtype, device=device), adapter_init="trunc_normal")
+    tokens = torch.randn(batch, 197, 384, device=device, requires_grad=True)
+    layer.to(device)
+
+    def step() -> None:
+        layer(tokens, readout=slice(0, 1)).square().sum().backward()
+
+    step()
+    with torch.profiler.profile(record_shapes=True) as profile:
+        step()
+    rows = sorted(profile.key_averages(group_by_input_shape=True), key=lambda e: -e.self_cpu_time_total)
+    total = sum(row.self_cpu_time_total for row in rows)
+    print(f"\nshortcut layer alone, {dtype}, batch {batch}: {total / 1e3:.0f} ms")
+    for row in rows[:16]:
+        shapes = " x ".join(str(shape) for shape in row.input_shapes if shape)
+        print(f"  {100 * row.self_cpu_time_total / total:5.1f} %  {row.count:3d} x {row.key}  {shapes}")
+
+
 def report(row: dict) -> None:
     print(f"\n{row['what']}, {row['dtype']}, batch {row['batch']}")
     for name, seconds in row["seconds"].items():
@@ -191,12 +211,16 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1, help="batch size of the video part")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--profile", action="store_true", help="print what the shortcut's time goes to, nothing else")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}")
     rows = []
     for name in args.dtypes:
         dtype = getattr(torch, name)
+        if args.profile:
+            profile_layer(dtype, args.batches[0], args.device)
+            continue
         if args.only != "video":
             for batch in args.batches:
                 rows.append(bench_vit(dtype, batch, args.repetitions, args.device))
@@ -204,7 +228,7 @@ def main() -> None:
         if args.only != "vit":
             rows.append(bench_video(dtype, args.clips, args.repetitions, args.device))
             report(rows[-1])
-    if args.json:
+    if args.json and rows:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
         print(f"\nwrote {args.json}")

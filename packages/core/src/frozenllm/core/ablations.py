@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frozenllm.core.block import LLMBlock
-from frozenllm.core.layer import AdapterInit, Readout, _resolve
+from frozenllm.core.layer import AdapterInit, Readout, initialize_adapters, resolve_readout
 from frozenllm.core.readout import gather_rows
 from frozenllm.core.record import BlockRecord, hash_tensors
 from frozenllm.core.spec import BlockSpec
@@ -80,16 +80,19 @@ class MLPLayer(nn.Module):
 
     def __init__(self, dim: int, hidden_size: int, *, adapter_init: AdapterInit = "default") -> None:
         super().__init__()
+        if adapter_init not in ("default", "trunc_normal"):
+            raise ValueError(f"adapter_init must be default or trunc_normal, not {adapter_init!r}.")
+        self.adapter_init = adapter_init
         self.adapter_in = nn.Linear(dim, hidden_size, bias=False)
         self.norm = nn.LayerNorm(hidden_size)
         self.adapter_out = nn.Linear(hidden_size, dim, bias=False)
-        if adapter_init == "trunc_normal":
-            nn.init.trunc_normal_(self.adapter_in.weight, std=0.02)
-            nn.init.trunc_normal_(self.adapter_out.weight, std=0.02)
-        elif adapter_init != "default":
-            raise ValueError(f"adapter_init must be default or trunc_normal, not {adapter_init!r}.")
+        self.reset_adapters()
+
+    def reset_adapters(self) -> None:
+        """Initialise both adapters anew."""
+        initialize_adapters(self.adapter_in, self.adapter_out, self.adapter_init)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, readout: Readout | None = None) -> Tensor:
         """As `FrozenLLMLayer.forward`; tokens do not see each other, so ``mask`` has no effect."""
-        tokens = gather_rows(tokens, _resolve(readout, tokens))
+        tokens = gather_rows(tokens, resolve_readout(readout, tokens))
         return self.adapter_out(self.norm(F.gelu(self.adapter_in(tokens))))

@@ -178,9 +178,10 @@ def _as_dict(contents: BlockContents) -> dict[str, Any]:
 
 
 def _families(args: argparse.Namespace) -> int:
-    print(f"{'model_type':<11} models")
-    for family in FAMILIES:
-        print(f"{', '.join(family.model_types):<11} {family.models}")
+    rows = [("model_type", "models"), *((", ".join(family.model_types), family.models) for family in FAMILIES)]
+    width = max(len(names) for names, _ in rows)
+    for names, models in rows:
+        print(f"{names:<{width}}  {models}")
     return 0
 
 

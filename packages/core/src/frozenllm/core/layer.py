@@ -112,11 +112,7 @@ class FrozenLLMLayer(nn.Module):
 
     def reset_adapters(self) -> None:
         """Initialise both adapters anew."""
-        for adapter in (self.adapter_in, self.adapter_out):
-            if self.adapter_init == "trunc_normal":
-                nn.init.trunc_normal_(adapter.weight, std=0.02)
-            else:
-                adapter.reset_parameters()
+        initialize_adapters(self.adapter_in, self.adapter_out, self.adapter_init)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, readout: Readout | None = None) -> Tensor:
         """Apply the layer.
@@ -143,7 +139,7 @@ class FrozenLLMLayer(nn.Module):
         if not torch.compiler.is_compiling():
             self.block.require_loaded()
             self._warn_about_precision(tokens.device.type)
-        rows = _resolve(readout, tokens)
+        rows = resolve_readout(readout, tokens)
         with torch.autocast(tokens.device.type, enabled=False):
             if self.checkpoint_activations and self.training and torch.is_grad_enabled():
                 return checkpoint(self._compute, tokens, mask, rows, use_reentrant=False)
@@ -254,7 +250,16 @@ class FrozenLLMLayer(nn.Module):
         return f"dim={self.dim}, output_norm={self.output_norm}, positions={self.positions}, attention={self.attention}"
 
 
-def _resolve(readout: Readout | None, tokens: Tensor) -> Tensor | None:
+def initialize_adapters(adapter_in: nn.Linear, adapter_out: nn.Linear, how: AdapterInit) -> None:
+    """``"trunc_normal"`` (std 0.02), or ``"default"``: PyTorch's own for linear layers."""
+    for adapter in (adapter_in, adapter_out):
+        if how == "trunc_normal":
+            nn.init.trunc_normal_(adapter.weight, std=0.02)
+        else:
+            adapter.reset_parameters()
+
+
+def resolve_readout(readout: Readout | None, tokens: Tensor) -> Tensor | None:
     """Positions of the tokens to return, (R,) or (B, R); None for all."""
     if readout is None:
         return None

@@ -70,7 +70,7 @@ def match_host(cfg: DictConfig, target: int) -> Matched:
     wider = _closest(lambda n: _resized(cfg, embed_dim=n * host.num_heads), per_head, target)
     if per_head == _HEAD_WIDTH:
         more = _closest(lambda n: _resized(cfg, embed_dim=n * per_head, num_heads=n), host.num_heads, target)
-        wider = more if abs(more.flops / target - 1) < _CLOSE else wider
+        wider = more if more != host and abs(more.flops / target - 1) < _CLOSE else wider
     return Matched(target, host, deeper, wider)
 
 

@@ -163,7 +163,7 @@ def model_counts(model: torch.nn.Module) -> dict[str, int]:
     }
 
 
-def _cost(engine: Engine) -> dict[str, float]:
+def _cost(engine: Engine) -> dict[str, Any]:
     wrapped: Any = engine.bare_model
     inputs = first_sample(engine.val_dataloader, lambda batch: wrapped.data_preprocessor(batch, False))
     dtype = AUTOCAST.get(wrapped.precision)

@@ -56,7 +56,10 @@ def build_model(cfg: DictConfig) -> nn.Module:
     """The plain module that a config describes, without a task around it."""
     import_registrations(cfg)
     settings = model_settings(cfg)
-    return MODELS.get(settings["type"])(**{key: value for key, value in settings.items() if key != "type"})
+    builder = MODELS.get(settings["type"])
+    if builder is None:
+        raise ValueError(f"There is no model type {settings['type']!r}: check model.type, and the config's imports.")
+    return builder(**{key: value for key, value in settings.items() if key != "type"})
 
 
 def global_batch(cfg: DictConfig, world_size: int) -> int:

@@ -19,7 +19,7 @@ from frozenllm.core.training.tables import HOST, Row
 
 _COLOURS = ("#1d4ed8", "#c2650a", "#15803d", "#a21caf", "#0e7490", "#b91c1c", "#854d0e", "#475569")
 _HOST = "#64748b"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -1,12 +1,12 @@
-"""Training throughput of ViT-S with a frozen block of LLaMA-7B's size, relative to the host alone, through the whole tool.
+"""Training throughput of ViT-S with a frozen block of LLaMA-7B's size, relative to the host alone, by the whole tool.
 
     python benchmarks/vision2d.py --json runs/bench/vision2d.json      # minutes per arm on two cores
     python benchmarks/vision2d.py --tiny                               # seconds: does it run?
 
-Every arm is a run of the ImageNet recipe as `frozenllm.vision2d.train` makes it: JPEG files, loader, augmentation, mixup,
-optimizer, EMA. Host and host with the layer take turns, and a figure is their ratio within one turn, so that other load
-falls on both alike; the median over turns is reported. The images are made up and the block's weights random (speed does
-not depend on either).
+Every arm is a run of the ImageNet recipe as `frozenllm.vision2d.train` makes it: JPEG files, loader, augmentation,
+mixup, optimizer, EMA. Host and host with the layer take turns, and a figure is their ratio within one turn, so that
+other load falls on both alike; the median over turns is reported. The images are made up and the block's weights random
+(speed does not depend on either).
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def main() -> None:
         parser.error("--steps must be 4 or more: the first three warm up.")
     if args.tiny:
         args.batch, args.steps, args.turns, args.workers = 4, 5, 1, 0
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}, batch {args.batch}", flush=True)
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}, batch {args.batch}", flush=True
+    )
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         write_images(Path(scratch) / "data", args.batch * args.steps, 64 if args.tiny else 400)
@@ -80,7 +82,8 @@ def main() -> None:
         common += [f"runtime.workers={args.workers}", "runtime.console=false", *(TINY if args.tiny else [])]
         for precision in args.precisions:
             for compiled in args.compile:
-                chosen = [*common, f"runtime.precision={precision}", f"runtime.compile={str(compiled == 'on').lower()}"]
+                compiling = str(compiled == "on").lower()
+                chosen = [*common, f"runtime.precision={precision}", f"runtime.compile={compiling}"]
                 seconds: dict[str, list[float]] = {HOST: [], LAYER: []}
                 for turn in range(args.turns):
                     for arm in seconds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -80,4 +81,6 @@ def test_installed_vision2d_trains(python, tmp_path):
         python, "-m", "frozenllm.vision2d.train", "recipe=digits", "runtime.stop_after=4", f"runs={tmp_path}/runs",
         cwd=tmp_path, OMP_NUM_THREADS="1",
     )  # fmt: skip
-    assert list(tmp_path.rglob("metrics.jsonl")), out
+    (summary,) = tmp_path.rglob("summary.json")
+    assert json.loads(summary.read_text())["iterations"] == 4, out
+    assert (summary.parent / "checkpoints/last.pt").exists()

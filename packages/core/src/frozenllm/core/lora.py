@@ -1,4 +1,4 @@
-"""Low-rank updates of a frozen block (LoRA, Hu et al., 2022): what follow-up work trains instead of the block itself."""
+"""Low-rank updates of a frozen block (LoRA, Hu et al., 2022): what follow-up work trains in place of the block."""
 
 from __future__ import annotations
 

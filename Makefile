@@ -58,6 +58,8 @@ lint: $(VENV)/.test
 bench: $(VENV)/.test
 	$(RUN) benchmarks/frozen_layer.py --json runs/bench/frozen_layer.json
 	$(RUN) benchmarks/load_block.py --json runs/bench/load_block.json
+	$(RUN) benchmarks/storage.py --json runs/bench/storage.json
+	$(RUN) benchmarks/vision2d.py --json runs/bench/vision2d.json
 
 clean:
 	rm -rf $(VENV) .uv runs

@@ -236,6 +236,18 @@ def test_folded_cache_follows_the_adapter():
     assert model[1].adapter_in.weight.grad.abs().sum() > 0
 
 
+def test_cache_of_inference_mode_stays_there():
+    layer = make_model()[1].eval().requires_grad_(False)
+    tokens = torch.randn(2, 5, 12)
+    with torch.inference_mode():
+        expected = layer(tokens)
+    tokens.requires_grad_()
+    output = layer(tokens)
+    output.sum().backward()
+    assert torch.equal(output, expected)
+    assert tokens.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("readout", [None, slice(0, 1)], ids=["all", "one"])
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_compiles_without_graph_breaks(readout, family):

@@ -166,14 +166,14 @@ class FrozenLLMLayer(nn.Module):
         chosen = plan(self._problem(layer, tokens, rows, self.dim, cached=cache is not None))
         if not (chosen.absorb or chosen.fold_context):
             return self._later(layer, F.linear(tokens.to(dtype), adapter.to(dtype)), mask, rows)
-        hidden = None
         if rows is None or not chosen.gram:
             hidden = F.linear(tokens.to(dtype), adapter.to(dtype))
+            read = gather_rows(hidden, rows)
+        else:  # nothing D wide is made for tokens that are only context
+            hidden = None
+            read = F.linear(gather_rows(tokens, rows).to(dtype), adapter.to(dtype))
         for_norms = None if chosen.gram else hidden
         source = folded_input(layer, tokens, adapter.float(), for_norms, {} if cache is None else cache)
-        read = F.linear(gather_rows(tokens, rows).to(dtype), adapter.to(dtype)) if hidden is None else hidden
-        if hidden is not None:
-            read = gather_rows(hidden, rows)
         normed = None if chosen.fold_queries else layer.attention_input(read)
         attended = attend_readout(source, normed, rows, mask, chosen, self.positions, self.attention)
         return layer.tail(read, attended)
@@ -214,7 +214,8 @@ class FrozenLLMLayer(nn.Module):
         weights = [self.adapter_in.weight, *self.block.decoder_layers[0].parameters()]
         if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
             return None
-        key = tuple((id(w), w._version, w.dtype, w.device) for w in weights) + (self.block.dtype,)
+        key: tuple[Any, ...] = tuple((id(w), w._version, w.dtype, w.device) for w in weights)
+        key += (self.block.dtype, torch.is_inference_mode_enabled())  # inference tensors are of no use outside
         if key != self._folded_key:
             self.clear_cache()
             self._folded_key = key

@@ -49,6 +49,20 @@ def test_param_groups_table(trainable: bool) -> None:
     assert all(lr == 1.0 and decay in (0.0, 0.05) for lr, decay in inserted.values())
 
 
+def test_param_groups_exceptions() -> None:
+    """The official point cloud code's three groups: decayed, undecayed at a tenth, adapters at half without decay."""
+    model = Host(llm={"kind": "random", "spec": SPEC})
+    groups = [{"match": r"adapter_", "lr_mult": 0.5, "weight_decay": 0.0}, {"match": "adapter|head", "lr_mult": 9.0}]
+    got = table(param_groups(model, 5e-4, 0.05, no_decay=["pos_embed"], no_decay_lr_mult=0.1, groups=groups))
+    assert got["llm.adapter_in.weight"] == got["llm.adapter_out.weight"] == (2.5e-4, 0.0)
+    assert got["head.weight"] == (9.0 * 5e-4, 0.05)
+    assert got["head.bias"] == (9.0 * 5e-4, 0.0)
+    assert got["blocks.0.0.weight"] == (5e-4, 0.05)
+    assert got["norm.weight"] == got["blocks.0.0.bias"] == got["pos_embed"] == (5e-4 * 0.1, 0.0)
+    with pytest.raises(ValueError, match=r"optim\.groups has match, lr_mult and weight_decay"):
+        param_groups(model, 1.0, 0.0, groups=[{"pattern": "head"}])
+
+
 def test_param_groups_without_options_and_without_parameters() -> None:
     model = Host()
     got = table(param_groups(model, lr=0.1, weight_decay=0.2))

@@ -18,8 +18,8 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from frozenllm.vision2d.data import UNREADABLE, Mixup, digits, image_folder
-from frozenllm.vision2d.metrics import ImageAccuracy
+from frozenllm.core.training import UNREADABLE, Accuracy
+from frozenllm.vision2d.data import Mixup, digits, image_folder
 from frozenllm.vision2d.toy import default_root, write_digits
 
 TRANSFORM = {"input_size": 16, "crop_pct": 1.0}
@@ -172,7 +172,7 @@ def test_broken_images_are_replaced_in_training(damaged: Path, workers: int, cap
         assert torch.cat([targets for _, targets in batches]).tolist() == [0] * 6
     assert data.num_unreadable == 2
     if workers == 0:  # once per file; workers log in processes of their own
-        assert sorted(Path(r.args[0]).name for r in caplog.records) == ["2.png", "5.png"]
+        assert sorted(Path(r.getMessage().split()[3]).name for r in caplog.records) == ["2.png", "5.png"]
 
 
 def test_broken_images_are_left_out_of_evaluation(damaged: Path) -> None:
@@ -180,14 +180,14 @@ def test_broken_images_are_left_out_of_evaluation(damaged: Path) -> None:
     images, targets = next(iter(DataLoader(data, batch_size=6)))
     assert targets.tolist() == [0, 0, UNREADABLE, 0, 0, UNREADABLE]
     assert images.shape == (6, 3, 16, 16)
-    metric = ImageAccuracy(topk=[1])
+    metric = Accuracy(topk=[1])
     scores = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     samples = [{"scores": s, "target": int(t)} for s, t in zip(scores, targets, strict=True)]
     for half in (samples[:4], samples[4:]):
         metric.process(None, half)
     assert metric.evaluate(6) == {"accuracy/top1": 75.0, "accuracy/unreadable": 2.0}
     metric.process(None, [samples[2]])
-    with pytest.raises(ValueError, match="Not one image"):
+    with pytest.raises(ValueError, match="Not one sample"):
         metric.evaluate(1)
 
 
@@ -203,7 +203,7 @@ def test_broken_images_raise_by_default(damaged: Path) -> None:
 
 
 def test_accuracy_counts_the_k_best() -> None:
-    metric = ImageAccuracy(topk=[1, 2])
+    metric = Accuracy(topk=[1, 2])
     scores = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
     metric.process(None, [{"scores": s, "target": t} for s, t in zip(scores, (0, 1, 2, 2), strict=True)])
     assert metric.evaluate(4) == {"accuracy/top1": 50.0, "accuracy/top2": 75.0}

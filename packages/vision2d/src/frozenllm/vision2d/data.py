@@ -6,40 +6,30 @@ epoch, sample) before every item.
 
 from __future__ import annotations
 
-import logging
 import struct
 from collections.abc import Mapping
 from typing import Any
 
 import timm.data
-import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from frozenllm.core.training import UNREADABLE, BrokenSample, TolerantDataset
 from frozenllm.vision2d.sources import open_reader
 from frozenllm.vision2d.toy import write_digits
 
-logger = logging.getLogger(__name__)
-
-UNREADABLE = -1
-"""Target of an unreadable image in evaluation; `frozenllm.vision2d.metrics.ImageAccuracy` leaves it out."""
-
 # What Pillow and its codecs raise on damaged files.
 _BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-_MAX_REPLACEMENTS = 100
 
 
-class ImageDataset(Dataset):
+class ImageDataset(TolerantDataset):
     """Images and class indices of a timm reader.
 
     Args:
         reader: A map-style reader of `timm.data.readers`.
         transform: Turns an RGB image into a tensor; None hands out the image.
-        train: Training data: an unreadable image is replaced by the next readable one, so that batches keep their
-            size. In evaluation its target is `UNREADABLE` instead.
-        on_error: ``"raise"`` or ``"skip"``, for images that cannot be read. Skipped files are logged once each and
-            counted in `num_unreadable`.
+        train: See `TolerantDataset`.
+        on_error: See `TolerantDataset`.
         num_classes: Upper bound for the class indices, checked where the reader knows its classes; None to allow any.
 
     Raises:
@@ -55,67 +45,42 @@ class ImageDataset(Dataset):
         on_error: str = "raise",
         num_classes: int | None = None,
     ) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be raise or skip, not {on_error!r}.")
+        super().__init__(len(reader), train=train, on_error=on_error)
         self.reader = reader
         self.transform = transform
-        self.train = train
-        self.on_error = on_error
         classes = getattr(reader, "class_to_idx", None)
         if num_classes is not None and classes and max(classes.values()) >= num_classes:
             raise ValueError(
                 f"{getattr(reader, 'root', 'The data')} has {max(classes.values()) + 1} classes, but num_classes is "
                 f"{num_classes}."
             )
-        # Shared with the loader's workers, each of which writes only what it finds.
-        self._unreadable = torch.zeros(len(reader), dtype=torch.bool).share_memory_()
 
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    @property
-    def num_unreadable(self) -> int:
-        """Images found unreadable so far, over all workers of this process."""
-        return int(self._unreadable.sum())
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def read(self, index: int) -> tuple[Any, int]:
         """The transformed image and its class index.
 
         Raises:
-            ValueError: The image cannot be read, and the policy is to raise; or too many in a row cannot.
+            BrokenSample: The image cannot be read.
         """
-        for step in range(_MAX_REPLACEMENTS if self.train else 1):
-            opened = self._open((index + step) % len(self))
-            if opened is not None:
-                image, target = opened
-                return self._transformed(image), target
-        if self.train:
-            raise ValueError(f"{_MAX_REPLACEMENTS} images in a row cannot be read, from {self._name(index)} on.")
+        try:
+            image, target = self._open(index)
+        except _BROKEN as error:
+            name = self.reader.filename(index, absolute=True)
+            raise BrokenSample(f"{name} cannot be read as an image ({error}).") from error
+        return self._transformed(image), target
+
+    def placeholder(self, index: int) -> tuple[Any, int]:
+        """A black image with the target `UNREADABLE`."""
         return self._transformed(Image.new("RGB", (256, 256))), UNREADABLE
 
-    def _open(self, index: int) -> tuple[Image.Image, int] | None:
-        try:
-            file, target = self.reader[index][:2]
-            if isinstance(file, Image.Image):  # readers of array formats hand out images
-                return file.convert("RGB"), int(target)
-            with file:
-                return Image.open(file).convert("RGB"), int(target)
-        except _BROKEN as error:
-            if self.on_error == "raise":
-                raise ValueError(
-                    f"{self._name(index)} cannot be read as an image ({error}); repair or remove it, or set on_error "
-                    "to skip."
-                ) from error
-            if not self._unreadable[index]:
-                self._unreadable[index] = True
-                logger.warning("Skipped %s: it cannot be read as an image (%s).", self._name(index), error)
-            return None
+    def _open(self, index: int) -> tuple[Image.Image, int]:
+        file, target = self.reader[index][:2]
+        if isinstance(file, Image.Image):  # readers of array formats hand out images
+            return file.convert("RGB"), int(target)
+        with file:
+            return Image.open(file).convert("RGB"), int(target)
 
     def _transformed(self, image: Image.Image) -> Any:
         return image if self.transform is None else self.transform(image)
-
-    def _name(self, index: int) -> str:
-        return str(self.reader.filename(index, absolute=True))
 
 
 def image_folder(

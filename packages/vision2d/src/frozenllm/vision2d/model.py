@@ -70,6 +70,13 @@ class FrozenLLMViT(VisionTransformer, HubModel):
         if reset is not None:
             reset()
 
+    def tokens(self, x: Tensor) -> Tensor:
+        """The tokens that enter the frozen layer, ``(B, N, embed_dim)``; in a host alone, those where it would stand.
+
+        ``N`` counts the prefix tokens (class, registers), which come first.
+        """
+        return self._encode(x, depth=self.llm_index, with_llm=False)[0]
+
     def _apply_llm(self, x: Tensor, depth: int, readout: slice | None = None) -> Tensor:
         if self.llm is None or depth != self.llm_index:
             return x
@@ -84,6 +91,7 @@ class FrozenLLMViT(VisionTransformer, HubModel):
         readout: slice | None = None,
         take: Collection[int] = (),
         depth: int | None = None,
+        with_llm: bool = True,
     ) -> tuple[Tensor, list[Tensor]]:
         """Embeddings, blocks and the frozen layer, without the final norm.
 
@@ -94,6 +102,7 @@ class FrozenLLMViT(VisionTransformer, HubModel):
             readout: Tokens that the frozen layer returns; None for all.
             take: Indices of the blocks whose outputs are kept.
             depth: Number of blocks to run; None for all.
+            with_llm: Whether the frozen layer is applied.
 
         Returns:
             The tokens, and the outputs asked for in the order of the blocks.
@@ -107,7 +116,8 @@ class FrozenLLMViT(VisionTransformer, HubModel):
         x = self._pos_embed(x)
         x = self.patch_drop(x)
         x = self.norm_pre(x)
-        x = self._apply_llm(x, 0)
+        if with_llm:
+            x = self._apply_llm(x, 0)
         outputs = []
         for index, block in enumerate(self.blocks):
             if index == depth:
@@ -118,7 +128,8 @@ class FrozenLLMViT(VisionTransformer, HubModel):
                 x = checkpoint(block, x)
             else:
                 x = block(x)
-            x = self._apply_llm(x, index + 1, readout)
+            if with_llm:
+                x = self._apply_llm(x, index + 1, readout)
             if index in take:
                 outputs.append(x)
         return x, outputs

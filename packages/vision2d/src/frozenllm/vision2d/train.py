@@ -14,10 +14,9 @@ import timm
 from timm.models import is_model, list_models
 from torch import nn
 
-from frozenllm.core.training import DATASETS, METRICS, MODELS, TRANSFORMS, compare, print_table, run_cli
+from frozenllm.core.training import DATASETS, MODELS, TRANSFORMS, compare, print_table, run_cli
 from frozenllm.vision2d import hosts
 from frozenllm.vision2d.data import Mixup, digits, image_folder
-from frozenllm.vision2d.metrics import ImageAccuracy, ImageCrossEntropy
 from frozenllm.vision2d.model import FrozenLLMViT
 
 CONFIG = "frozenllm.vision2d.conf"
@@ -73,8 +72,6 @@ MODELS.register_module("vit", module=build_vit)
 DATASETS.register_module("image_folder", module=image_folder)
 DATASETS.register_module("digits", module=digits)
 TRANSFORMS.register_module("mixup", module=Mixup)
-METRICS.register_module("ImageAccuracy", module=ImageAccuracy)
-METRICS.register_module("ImageCrossEntropy", module=ImageCrossEntropy)
 
 
 def toy() -> None:

@@ -16,12 +16,13 @@ from frozenllm.core.training.cli import run_cli
 from frozenllm.core.training.compare import ArmResult, compare, print_table, table
 from frozenllm.core.training.composition import compose_config
 from frozenllm.core.training.guard import FrozenBlockChanged
-from frozenllm.core.training.metrics import Accuracy, CrossEntropy, Metric
+from frozenllm.core.training.metrics import Accuracy, CrossEntropy, Metric, ScoreMetric
 from frozenllm.core.training.optim import param_groups
 from frozenllm.core.training.registry import DATASETS, FUNCTIONS, METRICS, MODELS, TRANSFORMS
 from frozenllm.core.training.run import RunResult, evaluate, train
 from frozenllm.core.training.settings import build_model
 from frozenllm.core.training.task import ClassificationTask, Task
+from frozenllm.core.training.tolerant import UNREADABLE, BrokenSample, TolerantDataset
 
 __all__ = [
     "DATASETS",
@@ -29,14 +30,18 @@ __all__ = [
     "METRICS",
     "MODELS",
     "TRANSFORMS",
+    "UNREADABLE",
     "Accuracy",
     "ArmResult",
+    "BrokenSample",
     "ClassificationTask",
     "CrossEntropy",
     "FrozenBlockChanged",
     "Metric",
     "RunResult",
+    "ScoreMetric",
     "Task",
+    "TolerantDataset",
     "build_model",
     "compare",
     "compose_config",

@@ -116,7 +116,7 @@ def users_error(error: BaseException) -> str | None:
         return str(error)
     if not isinstance(error, ValueError):
         return None
-    if str(error).startswith("Caught ValueError in DataLoader worker"):
+    if re.match(r"Caught \w+ in DataLoader worker", str(error)):
         return _workers_sentence(str(error))
     return str(error) if origin.startswith("frozenllm.") else None
 
@@ -126,4 +126,4 @@ def _workers_sentence(text: str) -> str | None:
     files = re.findall(r'^\s*File "([^"]+)"', text, flags=re.MULTILINE)
     if not files or "frozenllm" not in Path(files[-1]).parts:
         return None
-    return text.rpartition("\nValueError: ")[2].strip()
+    return re.split(r"\n(?:[\w.]+\.)?(?:ValueError|BrokenSample): ", text)[-1].strip()

@@ -64,6 +64,8 @@ class EMA(Hook):
         if self.evaluate == "ema":
             self._swap(runner.model)
 
+    before_test_epoch, after_test_epoch = before_val_epoch, after_val_epoch
+
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add the average to the checkpoint."""
         checkpoint["ema"] = {name: value.cpu() for name, value in self.average.items()}

@@ -19,7 +19,7 @@ from frozenllm.core.training.journal import HISTORY
 CONFIG = "config.yaml"
 _OWN_FILES = (CONFIG, "environment.json", "evaluation.jsonl", "metrics.jsonl", "summary.json", "train.log")
 _OWN_FOLDERS = ("checkpoints", "plots", "tensorboard", "wandb")
-_MAY_CHANGE = ("resume", "overwrite", "eval_only", "checkpoint", "runs", "imports", "runtime.stop_after")
+_MAY_CHANGE = ("resume", "overwrite", "eval_only", "checkpoint", "split", "runs", "imports", "runtime.stop_after")
 
 
 def run_folder(cfg: DictConfig) -> Path:

@@ -96,6 +96,15 @@ class Journal(Hook):
             self._write(runner, {"kind": "val", "epoch": epoch, "iter": iteration, **(metrics or {})})
             self._plot(runner, final=False)
 
+    before_test = before_val
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Write the test's line."""
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
+        runner.logger.info(f"test  {figures}  ({time.perf_counter() - self._val_clock:.1f} s)")
+        if runner._train_loop is not None:
+            self._write(runner, {"kind": "test", "epoch": runner.epoch, "iter": runner.iter, **(metrics or {})})
+
     def after_train(self, runner: Any) -> None:
         """Draw the curves."""
         self._plot(runner, final=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric
+from torch import Tensor
 from torch.nn import functional as F
 
 from frozenllm.core.training.registry import METRICS
+from frozenllm.core.training.tolerant import UNREADABLE
 
 
 class Metric(BaseMetric):
@@ -37,8 +39,45 @@ class Metric(BaseMetric):
         return {f"{self.prefix}/{name}" if self.prefix else name: value for name, value in metrics.items()}
 
 
+class ScoreMetric(Metric):
+    """A metric of every sample's ``scores`` (C,) and ``target``, over the samples that could be read.
+
+    Where some could not (their target is `UNREADABLE`), their number is reported as ``<prefix>/unreadable``.
+    Subclasses give `judge` and `summarise`.
+    """
+
+    def judge(self, scores: Tensor, targets: Tensor) -> list[Any]:
+        """One entry per sample, from scores (B, C) and targets (B,)."""
+        raise NotImplementedError
+
+    def summarise(self, entries: list[Any]) -> dict[str, float]:
+        """Named numbers from the entries of all readable samples, of which there is at least one."""
+        raise NotImplementedError
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Read ``scores`` and ``target`` of every sample; an unreadable one leaves None."""
+        readable = [sample for sample in data_samples if int(sample["target"]) != UNREADABLE]
+        entries: Iterator[Any] = iter(())
+        if readable:
+            scores = torch.stack([sample["scores"] for sample in readable])
+            entries = iter(self.judge(scores, torch.tensor([int(sample["target"]) for sample in readable])))
+        self.results.extend(None if int(sample["target"]) == UNREADABLE else next(entries) for sample in data_samples)
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """What `summarise` gives, and ``unreadable`` where there are such samples.
+
+        Raises:
+            ValueError: No sample could be read.
+        """
+        entries = [entry for entry in results if entry is not None]
+        if not entries:
+            raise ValueError("Not one sample of the evaluated data could be read.")
+        unreadable = len(results) - len(entries)
+        return {**self.summarise(entries), **({"unreadable": float(unreadable)} if unreadable else {})}
+
+
 @METRICS.register_module()
-class Accuracy(Metric):
+class Accuracy(ScoreMetric):
     """Share of samples, in per cent, whose class is among the k highest scores: ``accuracy/top<k>``.
 
     Args:
@@ -52,31 +91,27 @@ class Accuracy(Metric):
         super().__init__(prefix=prefix)
         self.topk = tuple(topk)
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Read ``scores`` and ``target`` of every sample."""
-        scores = torch.stack([sample["scores"] for sample in data_samples])
-        targets = torch.tensor([sample["target"] for sample in data_samples])
+    def judge(self, scores: Tensor, targets: Tensor) -> list[tuple[bool, ...]]:
+        """Whether the class is among the k best, for every k."""
         best = scores.topk(min(max(self.topk), scores.shape[1]), dim=1).indices
         hits = best == targets[:, None]
-        self.results.extend(tuple(row) for row in torch.stack([hits[:, :k].any(1) for k in self.topk], 1).tolist())
+        return [tuple(row) for row in torch.stack([hits[:, :k].any(1) for k in self.topk], 1).tolist()]
 
-    def compute_metrics(self, results: list[tuple[bool, ...]]) -> dict[str, float]:
+    def summarise(self, entries: list[tuple[bool, ...]]) -> dict[str, float]:
         """``top<k>`` for every k."""
-        return {f"top{k}": 100.0 * sum(hits[i] for hits in results) / len(results) for i, k in enumerate(self.topk)}
+        return {f"top{k}": 100.0 * sum(hits[i] for hits in entries) / len(entries) for i, k in enumerate(self.topk)}
 
 
 @METRICS.register_module()
-class CrossEntropy(Metric):
+class CrossEntropy(ScoreMetric):
     """Mean cross entropy on the evaluated data, in nats: ``cross_entropy/mean``."""
 
     default_prefix = "cross_entropy"
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Read ``scores`` and ``target`` of every sample."""
-        scores = torch.stack([sample["scores"] for sample in data_samples])
-        targets = torch.tensor([sample["target"] for sample in data_samples])
-        self.results.extend(F.cross_entropy(scores, targets, reduction="none").tolist())
+    def judge(self, scores: Tensor, targets: Tensor) -> list[float]:
+        """The cross entropy of every sample."""
+        return F.cross_entropy(scores, targets, reduction="none").tolist()
 
-    def compute_metrics(self, results: list[float]) -> dict[str, float]:
+    def summarise(self, entries: list[float]) -> dict[str, float]:
         """``mean``."""
-        return {"mean": sum(results) / len(results)}
+        return {"mean": sum(entries) / len(entries)}

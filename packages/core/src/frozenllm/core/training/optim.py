@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ def param_groups(
     layer_decay: float | None = None,
     adapter_lr_mult: float = 1.0,
     no_decay: Sequence[str] = (),
+    no_decay_lr_mult: float = 1.0,
+    groups: Sequence[Mapping[str, Any]] = (),
     layer_pattern: str = LAYER_PATTERN,
     stem_pattern: str = STEM_PATTERN,
 ) -> list[dict[str, Any]]:
@@ -44,6 +46,11 @@ def param_groups(
             (frozen layer, final norm, head) 1.
         adapter_lr_mult: Factor on the learning rate of the frozen layer's adapters.
         no_decay: Names, or last parts of names, of further parameters without weight decay.
+        no_decay_lr_mult: Factor on the learning rate of parameters without weight decay (the official point cloud code
+            has 0.1: its rate for them is 5e-5).
+        groups: Exceptions, ``{"match", "lr_mult", "weight_decay"}``: the first whose regular expression is found in a
+            parameter's name multiplies its rate, in place of the two factors above, and sets its weight decay (either
+            may be left out).
         layer_pattern: Regular expression for the names of a layer's parameters; its group is the layer's index.
         stem_pattern: Regular expression for the names of what comes before layer 0.
 
@@ -54,23 +61,36 @@ def param_groups(
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     depths = {name: _depth(name, inserted, layer_pattern, stem_pattern) for name, _ in named}
     last = max((depth for depth in depths.values() if depth is not None), default=0) + 1
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    exceptions = [_exception(entry) for entry in groups]
+    result: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in named:
         depth = depths[name]
         scale = 1.0 if layer_decay is None or depth is None else layer_decay ** (last - depth)
-        if any(part in _ADAPTERS for part in name.split(".")):
-            scale *= adapter_lr_mult
         listed = any(name == entry or name.endswith(f".{entry}") for entry in no_decay)
-        decay = 0.0 if listed or parameter.ndim <= 1 or name.endswith(".bias") else weight_decay
-        group = groups.setdefault(
+        exempt = listed or parameter.ndim <= 1 or name.endswith(".bias")
+        decay = 0.0 if exempt else weight_decay
+        if own := next((entry for entry in exceptions if re.search(entry["match"], name)), None):
+            scale *= own.get("lr_mult", 1.0)
+            decay = own.get("weight_decay", decay)
+        else:
+            adapter = any(part in _ADAPTERS for part in name.split("."))
+            scale *= (adapter_lr_mult if adapter else 1.0) * (no_decay_lr_mult if exempt else 1.0)
+        group = result.setdefault(
             (scale, decay),
             {"params": [], "lr": lr * scale, "weight_decay": decay, "lr_scale": scale, "names": []},
         )
         group["params"].append(parameter)
         group["names"].append(name)
-    if not groups:
+    if not result:
         raise ValueError("The model has no trainable parameters.")
-    return list(groups.values())
+    return list(result.values())
+
+
+def _exception(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    unknown = set(entry) - {"match", "lr_mult", "weight_decay"}
+    if unknown or "match" not in entry:
+        raise ValueError(f"An entry of optim.groups has match, lr_mult and weight_decay, not {dict(entry)}.")
+    return entry
 
 
 def _inserted(model: nn.Module) -> tuple[str, ...]:

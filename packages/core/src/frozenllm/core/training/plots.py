@@ -25,6 +25,8 @@ def plot_history(history: Path, folder: Path) -> list[Path]:
     series: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
     for text in history.read_text().splitlines() if history.exists() else ():
         line = json.loads(text)
+        if line["kind"] == "test":
+            continue  # one point
         for name, value in line.items():
             if name not in _TRAIN_LEFT_OUT and isinstance(value, int | float):
                 series[line["kind"], name].append((line["iter"], value))

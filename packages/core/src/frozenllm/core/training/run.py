@@ -36,6 +36,7 @@ class RunResult:
         run_dir: The run folder.
         seed: ``runtime.seed``.
         metrics: Figures of the last validation.
+        test: Figures on ``data.test``, after the last epoch; empty where there is none.
         best: ``{"metric", "value", "epoch", "iter"}`` of the best validation, or None.
         trainable: Numbers that are trained.
         frozen: Numbers in frozen language-model blocks.
@@ -52,6 +53,7 @@ class RunResult:
     run_dir: str
     seed: int
     metrics: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] | None = None
     trainable: int = 0
     frozen: int = 0
@@ -102,11 +104,13 @@ def train(cfg: DictConfig) -> RunResult:
         + (f" x {world} ({strategy})" if world > 1 else "")
     )
     engine.train()
+    tested = _test(engine, cfg) if cfg.data.test and engine.train_loop.finished else {}
     saver, journal = _hook(engine, Saver), _hook(engine, Journal)
     result = RunResult(
         run_dir=str(folder),
         seed=cfg.runtime.seed,
         metrics=saver.last_metrics,
+        test=tested,
         best=saver.best_record,
         epochs=engine.epoch,
         iterations=engine.iter,
@@ -124,7 +128,7 @@ def train(cfg: DictConfig) -> RunResult:
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
-    """Evaluate a checkpoint on the validation data.
+    """Evaluate a checkpoint on the validation data, or on the test data (``split``).
 
     Args:
         cfg: From `compose_config`; ``checkpoint`` is the run folder's last one if it is not given.
@@ -137,6 +141,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     """
     cfg = resolve(cfg)
     cfg.eval_only = True
+    if cfg.split not in ("val", "test"):
+        raise ValueError(f"split must be val or test, not {cfg.split!r}.")
+    if cfg.split == "test" and not cfg.data.test:
+        raise ValueError("split=test needs data.test, which this config does not have.")
     import_registrations(cfg)
     device, strategy, world = _processes(cfg)
     folder = run_folder(cfg)
@@ -146,10 +154,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         engine = _engine(engine_settings(cfg, str(folder), device, strategy, world, load_from=str(path)))
-        metrics = engine.val()
+        metrics = engine.val() if cfg.split == "val" else engine.test()
         if is_main():
             with open(folder / "evaluation.jsonl", "a") as file:
-                file.write(json.dumps({"checkpoint": str(path), **metrics}) + "\n")
+                file.write(json.dumps({"checkpoint": str(path), "split": cfg.split, **metrics}) + "\n")
     except PermissionError as error:
         raise ValueError(f"The run folder {folder} cannot be written: choose another with runs=...") from error
     return metrics
@@ -161,6 +169,16 @@ def model_counts(model: torch.nn.Module) -> dict[str, int]:
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "frozen": sum(block.num_parameters() for _, block in llm_blocks(model) if not block.trainable),
     }
+
+
+def _test(engine: Engine, cfg: DictConfig) -> dict[str, float]:
+    """Figures on ``data.test`` with the weights that ``test_checkpoint`` names."""
+    if cfg.test_checkpoint == "best":
+        path = engine.folder / "checkpoints" / "best.pt"
+        if not path.is_file():
+            raise ValueError(f"test_checkpoint=best needs {path}, which is not there: does `best` name a metric?")
+        engine.load_checkpoint(str(path))
+    return engine.test()
 
 
 def _cost(engine: Engine) -> dict[str, Any]:

@@ -109,6 +109,8 @@ def engine_settings(
         raise ValueError(f"runtime.precision must be fp32, bf16 or fp16, not {precision!r}.")
     if precision == "fp16" and (device.type == "cpu" or strategy == "fsdp"):
         raise ValueError("runtime.precision=fp16 needs a GPU, and runtime.strategy other than fsdp: use bf16.")
+    if plain["test_checkpoint"] not in ("last", "best"):
+        raise ValueError(f"test_checkpoint must be last or best, not {plain['test_checkpoint']!r}.")
     if optim["ema"] and strategy == "fsdp":
         raise ValueError("optim.ema does not go with runtime.strategy=fsdp: use ddp, or optim.ema=null.")
 
@@ -117,6 +119,12 @@ def engine_settings(
         "val_evaluator": plain["metrics"],
         "val_cfg": {"type": "ValLoop"},
     }
+    if data["test"]:
+        validates |= {
+            "test_dataloader": _loader(plain, "test"),
+            "test_evaluator": plain["metrics_test"] or plain["metrics"],
+            "test_cfg": {"type": "TestLoop"},
+        }
     ddp = strategy == "ddp"
     hooks: list[dict[str, Any]] = []
     trains: dict[str, Any] = {}
@@ -183,7 +191,8 @@ def _loader(plain: dict[str, Any], role: str) -> dict[str, Any]:
 
 def _training(plain: dict[str, Any], precision: str, lr: float) -> dict[str, Any]:
     optim, schedule, runtime = dict(plain["optim"]), dict(plain["schedule"]), plain["runtime"]
-    own = ("lr_batch", "layer_decay", "adapter_lr_mult", "no_decay", "clip_grad", "accumulate", "ema")
+    grouping = ("layer_decay", "adapter_lr_mult", "no_decay", "no_decay_lr_mult", "groups")
+    own = ("lr_batch", "clip_grad", "accumulate", "ema", *grouping)
     optimizer = {**{k: v for k, v in optim.items() if k not in own}, "lr": lr}
     accumulate, stop_after = optim["accumulate"], runtime["stop_after"]
     epochs, warmup_lr, min_lr = schedule.pop("epochs"), schedule.pop("warmup_lr"), schedule.pop("min_lr")
@@ -200,7 +209,7 @@ def _training(plain: dict[str, Any], precision: str, lr: float) -> dict[str, Any
             **({"dtype": "float16"} if precision == "fp16" else {}),
             "constructor": "GroupedOptimizer",
             "optimizer": optimizer,
-            "paramwise_cfg": {k: optim[k] for k in ("layer_decay", "adapter_lr_mult", "no_decay")},
+            "paramwise_cfg": {k: optim[k] for k in grouping},
             "clip_grad": {"max_norm": optim["clip_grad"]} if optim["clip_grad"] else None,
             "accumulative_counts": accumulate,
         },

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frozenllm.vision2d.data import UNREADABLE
+from frozenllm.core.training import UNREADABLE
 from frozenllm.vision2d.robustness.sets import ALEXNET_ERRORS, SEVERITIES
 
 

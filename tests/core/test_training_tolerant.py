@@ -1,0 +1,134 @@
+"""Broken samples: the policy, what is counted and logged, and what the metrics make of stand-ins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tinydomain.helpers import call, command, run
+from tinydomain.train import CONFIG
+from torch.utils.data import DataLoader
+
+from frozenllm.core.training import (
+    UNREADABLE,
+    Accuracy,
+    BrokenSample,
+    CrossEntropy,
+    TolerantDataset,
+    compose_config,
+    evaluate,
+)
+
+
+class Numbers(TolerantDataset):
+    """0, 1, 2, ... of which some are broken."""
+
+    def __init__(self, size: int, broken: set[int], **options: object) -> None:
+        super().__init__(size, **options)
+        self.broken = broken
+
+    def read(self, index: int) -> tuple[int, int]:
+        if index in self.broken:
+            raise BrokenSample(f"number {index} is broken.")
+        if index == 99:
+            raise RuntimeError("a mistake in the program")
+        return index, index
+
+    def placeholder(self, index: int) -> tuple[int, int]:
+        return -5, UNREADABLE
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_takes_the_next_readable_sample(workers: int) -> None:
+    data = Numbers(6, {2, 3, 5}, train=True, on_error="skip")
+    for _ in range(2):
+        values = torch.cat([x for x, _ in DataLoader(data, batch_size=2, num_workers=workers)]).tolist()
+        assert values == [0, 1, 4, 4, 4, 0]
+    assert data.num_unreadable == 3
+
+
+def test_evaluation_has_stand_ins_that_are_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    data = Numbers(4, {1}, on_error="skip")
+    for _ in range(2):
+        assert [data[i] for i in range(4)] == [(0, 0), (-5, UNREADABLE), (2, 2), (3, 3)]
+    assert data.num_unreadable == 1
+    assert [record.getMessage() for record in caplog.records] == ["Skipped a sample: number 1 is broken."]
+
+
+def test_raising_is_the_default_and_other_errors_are_not_the_policys() -> None:
+    with pytest.raises(BrokenSample, match=r"number 1 is broken; repair or remove it, or set on_error to skip\.$"):
+        Numbers(4, {1}, train=True)[1]
+    with pytest.raises(BrokenSample, match=r"3 samples in a row cannot be read; the last one: number 0 is broken"):
+        Numbers(3, {0, 1, 2}, train=True, on_error="skip")[1]
+    with pytest.raises(RuntimeError, match="mistake"):
+        Numbers(100, set(), on_error="skip")[99]
+    with pytest.raises(ValueError, match="on_error must be raise or skip, not 'ignore'"):
+        Numbers(3, set(), on_error="ignore")
+
+
+@pytest.mark.parametrize("kind", [Accuracy, CrossEntropy])
+def test_metrics_leave_stand_ins_out(kind: type) -> None:
+    scores, targets = torch.randn(6, 3), [0, UNREADABLE, 2, 1, UNREADABLE, 0]
+    samples = [{"scores": s, "target": t} for s, t in zip(scores, targets, strict=True)]
+    metric, reference = kind(), kind()
+    for part in (samples[:2], samples[2:4], samples[4:5], samples[5:]):
+        metric.process(None, part)
+    reference.process(None, [sample for sample in samples if sample["target"] != UNREADABLE])
+    expected = reference.evaluate(4)
+    (name,) = expected
+    assert metric.evaluate(6) == {**expected, f"{name.partition('/')[0]}/unreadable": 2.0}
+    metric.process(None, samples[1:2])
+    with pytest.raises(ValueError, match="Not one sample of the evaluated data could be read"):
+        metric.evaluate(1)
+
+
+def test_a_worker_names_the_broken_sample(tmp_path: Path) -> None:
+    """The sentence comes through torch's loader and the command line alone."""
+    (tmp_path / "broken.py").write_text(
+        "from frozenllm.core.training import DATASETS, BrokenSample, TolerantDataset\n"
+        "class Broken(TolerantDataset):\n"
+        "    def __init__(self, size, **options):\n"
+        "        super().__init__(size)\n"
+        "    def read(self, index):\n"
+        "        raise BrokenSample('sample.bin is empty.')\n"
+        "DATASETS.register_module('Broken', module=Broken)\n"
+    )
+    arguments = ["name=a", "imports=[tinydomain.train,broken]", "runtime.workers=1", "data.train={type:Broken,size:64}"]
+    done = call(command(tmp_path, *arguments), tmp_path, PYTHONPATH=f"{Path(__file__).parent}:{tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: sample.bin is empty; repair or remove it, or set on_error to skip."
+
+
+TEST_SET = "data.test={type: Points, size: 40, seed: 5}"
+
+
+def test_the_test_set_is_evaluated_after_the_last_epoch(tmp_path: Path) -> None:
+    part = run(tmp_path, "name=a", TEST_SET, "runtime.stop_after=3")
+    assert part.test == {}
+    result = run(tmp_path, "name=a", TEST_SET, "resume=true")
+    whole = run(tmp_path, "name=b", TEST_SET)
+    assert result.test == whole.test
+    assert result.test.keys() == {"accuracy/top1"}
+    assert json.loads((tmp_path / "tiny/a/summary.json").read_text())["test"] == result.test
+    common = [f"runs={tmp_path}", "name=b", "runtime.console=false", "runtime.threads=1"]
+    again = evaluate(compose_config(CONFIG, [*common, TEST_SET, "split=test"]))
+    assert again == whole.test
+    with pytest.raises(ValueError, match=r"split=test needs data\.test"):
+        evaluate(compose_config(CONFIG, [*common, "split=test"]))
+    with pytest.raises(ValueError, match="split must be val or test, not 'train'"):
+        evaluate(compose_config(CONFIG, [*common, "split=train"]))
+
+
+def test_the_test_set_with_the_best_weights(tmp_path: Path) -> None:
+    """A learning rate that destroys the model after the first epoch: the best weights are an earlier epoch's."""
+    spoil = ["schedule.warmup_epochs=0", "optim.lr=0.01", TEST_SET, "schedule.epochs=2"]
+    metrics = "metrics_test=[{type: CrossEntropy}]"
+    best = run(tmp_path, "name=best", *spoil, metrics, "best=accuracy/top1", "best_mode=min", "test_checkpoint=best")
+    first = run(tmp_path, "name=first", *spoil, metrics, "test_checkpoint=last")
+    assert best.test.keys() == {"cross_entropy/mean"}
+    assert best.best["epoch"] == 1
+    assert best.test != first.test
+    with pytest.raises(ValueError, match="test_checkpoint must be last or best"):
+        run(tmp_path, "name=c", TEST_SET, "test_checkpoint=first")

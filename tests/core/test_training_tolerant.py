@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from frozenllm.core.training import (
     compose_config,
     evaluate,
 )
+from frozenllm.core.training.journal import Journal
 
 
 class Numbers(TolerantDataset):
@@ -132,3 +134,12 @@ def test_the_test_set_with_the_best_weights(tmp_path: Path) -> None:
     assert best.test != first.test
     with pytest.raises(ValueError, match="test_checkpoint must be last or best"):
         run(tmp_path, "name=c", TEST_SET, "test_checkpoint=first")
+
+
+def test_long_evaluations_say_how_far_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Journal.__init__, "__defaults__", (50, 60.0, 0.0))
+    folder = Path(run(tmp_path, "name=a", TEST_SET, "schedule.epochs=1", "data.val_batch_size=8").run_dir)
+    log = (folder / "train.log").read_text()
+    assert re.search(r"  val  1/\d+  left 0:00:0\d\n", log)
+    assert re.search(r"  test  4/5  left 0:00:0\d\n", log)
+    assert "test  5/5" not in log

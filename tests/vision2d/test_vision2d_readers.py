@@ -17,10 +17,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from frozenllm.core.training import CrossEntropy  # noqa: F401 (the engine's registry, before the data sets register)
+from frozenllm.core.training import (
+    UNREADABLE,
+    CrossEntropy,  # noqa: F401 (the engine's registry, before the data sets register)
+)
 from frozenllm.core.training.data import SeededDataset
 from frozenllm.vision2d.archives import ShardReader, TarReader
-from frozenllm.core.training import UNREADABLE
 from frozenllm.vision2d.data import image_folder
 from frozenllm.vision2d.sources import open_reader
 

@@ -25,8 +25,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torchvision import datasets, transforms
 
-from frozenllm.core.training import compose_config, train
-from frozenllm.core.training import UNREADABLE
+from frozenllm.core.training import UNREADABLE, compose_config, train
 from frozenllm.vision2d.robustness import Counts, corruption_scores, evaluation, load_candidate, main
 from frozenllm.vision2d.robustness.progress import Progress
 from frozenllm.vision2d.robustness.sets import (

@@ -31,19 +31,23 @@ class Journal(Hook):
     Args:
         interval: Iterations between lines; the last iteration of an epoch always gives one.
         plot_every_seconds: Least time between drawings; the last state is always drawn.
+        val_line_every_seconds: Least time between lines within a validation.
     """
 
     priority = "BELOW_NORMAL"
 
-    def __init__(self, interval: int = 50, plot_every_seconds: float = 60.0) -> None:
+    def __init__(
+        self, interval: int = 50, plot_every_seconds: float = 60.0, val_line_every_seconds: float = 30.0
+    ) -> None:
         self.interval = interval
         self.plot_every_seconds = plot_every_seconds
+        self.val_line_every_seconds = val_line_every_seconds
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
         self.steps: deque[float] = deque(maxlen=2000)
         self.steps_here = 0
         self.val_seconds = 0.0
-        self._clock = self._val_clock = self._plotted = time.perf_counter()
+        self._clock = self._val_clock = self._val_said = self._plotted = time.perf_counter()
         self._data_seconds = 0.0
         self._mark: tuple[float, int] = (self._clock, 0)
 
@@ -82,7 +86,22 @@ class Journal(Hook):
 
     def before_val(self, runner: Any) -> None:
         """Start the validation's clock."""
-        self._val_clock = time.perf_counter()
+        self._val_clock = self._val_said = time.perf_counter()
+
+    def after_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None, loader: str = "val_dataloader"
+    ) -> None:
+        """Say how far a long validation is."""
+        now, total = time.perf_counter(), len(getattr(runner, loader))
+        if now - self._val_said > self.val_line_every_seconds and batch_idx + 1 < total:
+            left = (now - self._val_clock) / (batch_idx + 1) * (total - batch_idx - 1)
+            part = loader.removesuffix("_dataloader")
+            runner.logger.info(f"{part}  {batch_idx + 1}/{total}  left {datetime.timedelta(seconds=round(left))}")
+            self._val_said = now
+
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Say how far a long test is."""
+        self.after_val_iter(runner, batch_idx, loader="test_dataloader")
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Write the validation's line."""

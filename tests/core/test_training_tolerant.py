@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tinydomain.helpers import call, command, run
+from tinydomain.helpers import run
 from tinydomain.train import CONFIG
 from torch.utils.data import DataLoader
 
 from frozenllm.core.training import (
+    DATASETS,
     UNREADABLE,
     Accuracy,
     BrokenSample,
@@ -20,6 +22,7 @@ from frozenllm.core.training import (
     TolerantDataset,
     compose_config,
     evaluate,
+    run_cli,
 )
 from frozenllm.core.training.journal import Journal
 
@@ -86,21 +89,35 @@ def test_metrics_leave_stand_ins_out(kind: type) -> None:
         metric.evaluate(1)
 
 
-def test_a_worker_names_the_broken_sample(tmp_path: Path) -> None:
-    """The sentence comes through torch's loader and the command line alone."""
-    (tmp_path / "broken.py").write_text(
-        "from frozenllm.core.training import DATASETS, BrokenSample, TolerantDataset\n"
-        "class Broken(TolerantDataset):\n"
-        "    def __init__(self, size, **options):\n"
-        "        super().__init__(size)\n"
-        "    def read(self, index):\n"
-        "        raise BrokenSample('sample.bin is empty.')\n"
-        "DATASETS.register_module('Broken', module=Broken)\n"
-    )
-    arguments = ["name=a", "imports=[tinydomain.train,broken]", "runtime.workers=1", "data.train={type:Broken,size:64}"]
-    done = call(command(tmp_path, *arguments), tmp_path, PYTHONPATH=f"{Path(__file__).parent}:{tmp_path}")
-    assert done.returncode == 1
-    assert done.stderr.strip() == "error: sample.bin is empty; repair or remove it, or set on_error to skip."
+class Broken(TolerantDataset):
+    """Nothing but broken samples."""
+
+    def __init__(self, size: int, **options: object) -> None:
+        super().__init__(size)
+
+    def read(self, index: int) -> tuple[int, int]:
+        raise BrokenSample("sample.bin is empty.")
+
+
+DATASETS.register_module("Broken", module=Broken)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_command_line_names_the_broken_sample(
+    tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """The sentence comes alone, also through torch's loader."""
+    monkeypatch.setattr(sys, "argv", ["train"])
+    threads = torch.get_num_threads()
+    with pytest.raises(SystemExit) as exit_info:
+        run_cli(
+            CONFIG,
+            [f"runs={tmp_path}", "runtime.console=false", f"runtime.workers={workers}", "data.train.type=Broken"],
+        )
+    torch.set_num_threads(threads)
+    assert exit_info.value.code == 1
+    expected = "error: sample.bin is empty; repair or remove it, or set on_error to skip."
+    assert capfd.readouterr().err.strip() == expected
 
 
 TEST_SET = "data.test={type: Points, size: 40, seed: 5}"
@@ -138,7 +155,11 @@ def test_the_test_set_with_the_best_weights(tmp_path: Path) -> None:
 
 def test_long_evaluations_say_how_far_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Journal.__init__, "__defaults__", (50, 60.0, 0.0))
-    folder = Path(run(tmp_path, "name=a", TEST_SET, "schedule.epochs=1", "data.val_batch_size=8").run_dir)
+    folder = Path(
+        run(
+            tmp_path, "name=a", TEST_SET, "schedule.epochs=1", "schedule.warmup_epochs=0", "data.val_batch_size=8"
+        ).run_dir
+    )
     log = (folder / "train.log").read_text()
     assert re.search(r"  val  1/\d+  left 0:00:0\d\n", log)
     assert re.search(r"  test  4/5  left 0:00:0\d\n", log)

@@ -7,7 +7,7 @@ import math
 import torch
 
 
-def _norm(x, tensors, name, spec):
+def norm(x, tensors, name, spec):
     weight = tensors.get(f"{name}.weight")
     bias = tensors.get(f"{name}.bias")
     gain = torch.ones(x.shape[-1], dtype=x.dtype) if weight is None else weight + spec.norm_offset
@@ -21,7 +21,7 @@ def _rms(x, weight, spec):
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + spec.norm_eps) * (weight + spec.norm_offset)
 
 
-def _linear(x, tensors, name):
+def linear(x, tensors, name):
     y = x @ tensors[f"{name}.weight"].T
     return y + tensors[f"{name}.bias"] if f"{name}.bias" in tensors else y
 
@@ -41,7 +41,7 @@ def _rotate(x, spec):
 def _attention(x, tensors, spec, valid, positions, attention):
     """Self-attention of one sample (N, D), head by head."""
     length = x.shape[0]
-    q, k, v = (_linear(x, tensors, f"attn.{part}") for part in "qkv")
+    q, k, v = (linear(x, tensors, f"attn.{part}") for part in "qkv")
     if spec.qk_norm == "full":
         q, k = _rms(q, tensors["attn.q_norm.weight"], spec), _rms(k, tensors["attn.k_norm.weight"], spec)
     allowed = valid[None, :].expand(length, length).clone()
@@ -68,7 +68,7 @@ def _attention(x, tensors, spec, valid, positions, attention):
         weights = torch.exp((scores - top).masked_fill(~allowed, -math.inf))
         total = weights.sum(-1, keepdim=True)
         heads.append(torch.where(total > 0, weights / total.clamp_min(1e-300), 0.0) @ vh)
-    return _linear(torch.cat(heads, -1), tensors, "attn.o")
+    return linear(torch.cat(heads, -1), tensors, "attn.o")
 
 
 def _activation(x, name):
@@ -82,12 +82,12 @@ def _activation(x, name):
 
 
 def _feed_forward(x, tensors, spec):
-    inner = _linear(x, tensors, "ffn.up")
+    inner = linear(x, tensors, "ffn.up")
     if spec.gated:
-        inner = _activation(_linear(x, tensors, "ffn.gate"), spec.activation) * inner
+        inner = _activation(linear(x, tensors, "ffn.gate"), spec.activation) * inner
     else:
         inner = _activation(inner, spec.activation)
-    return _linear(inner, tensors, "ffn.down")
+    return linear(inner, tensors, "ffn.down")
 
 
 def reference_block(h, tensors, spec, valid=None, positions="none", attention="bidirectional"):
@@ -99,21 +99,21 @@ def reference_block(h, tensors, spec, valid=None, positions="none", attention="b
         return _attention(x, tensors, spec, valid, positions, attention)
 
     if spec.residual == "parallel":
-        update = attend(_norm(h, tensors, "attn_norm", spec))
-        return h + scale * (update + _feed_forward(_norm(h, tensors, "ffn_norm", spec), tensors, spec))
+        update = attend(norm(h, tensors, "attn_norm", spec))
+        return h + scale * (update + _feed_forward(norm(h, tensors, "ffn_norm", spec), tensors, spec))
     if place == "pre":
-        h = h + scale * attend(_norm(h, tensors, "attn_norm", spec))
-        return h + scale * _feed_forward(_norm(h, tensors, "ffn_norm", spec), tensors, spec)
+        h = h + scale * attend(norm(h, tensors, "attn_norm", spec))
+        return h + scale * _feed_forward(norm(h, tensors, "ffn_norm", spec), tensors, spec)
     if place == "post_sublayer":
-        h = h + scale * _norm(attend(h), tensors, "attn_out_norm", spec)
-        return h + scale * _norm(_feed_forward(h, tensors, spec), tensors, "ffn_out_norm", spec)
+        h = h + scale * norm(attend(h), tensors, "attn_out_norm", spec)
+        return h + scale * norm(_feed_forward(h, tensors, spec), tensors, "ffn_out_norm", spec)
     if place == "sandwich":
-        h = h + scale * _norm(attend(_norm(h, tensors, "attn_norm", spec)), tensors, "attn_out_norm", spec)
-        update = _feed_forward(_norm(h, tensors, "ffn_norm", spec), tensors, spec)
-        return h + scale * _norm(update, tensors, "ffn_out_norm", spec)
+        h = h + scale * norm(attend(norm(h, tensors, "attn_norm", spec)), tensors, "attn_out_norm", spec)
+        update = _feed_forward(norm(h, tensors, "ffn_norm", spec), tensors, spec)
+        return h + scale * norm(update, tensors, "ffn_out_norm", spec)
     assert place == "post_residual"
-    h = _norm(h + scale * attend(h), tensors, "attn_norm", spec)
-    return _norm(h + scale * _feed_forward(h, tensors, spec), tensors, "ffn_norm", spec)
+    h = norm(h + scale * attend(h), tensors, "attn_norm", spec)
+    return norm(h + scale * _feed_forward(h, tensors, spec), tensors, "ffn_norm", spec)
 
 
 def reference_layer(tokens, adapter_in, adapter_out, layers, specs, mask=None, output_norm="unit", **options):
@@ -125,6 +125,6 @@ def reference_layer(tokens, adapter_in, adapter_out, layers, specs, mask=None, o
         for tensors, spec in zip(layers, specs, strict=True):
             h = reference_block(h, tensors, spec, valid, **options)
         if output_norm == "unit":
-            h = _norm(h, {}, "none", specs[-1])
+            h = norm(h, {}, "none", specs[-1])
         outputs.append(h @ adapter_out.T)
     return torch.stack(outputs)

@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_model, save_model
-from test_layer_exact import FAMILIES, SPEC
+from small_layers import FAMILIES, SPEC
 from torch import nn
 
 from frozenllm.core import (

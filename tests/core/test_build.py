@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_layer_exact import SPEC
+from small_layers import SPEC
 
 from frozenllm.core import FrozenLLMLayer, MLPLayer, build_llm_layer
 

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from test_layer_exact import FAMILIES, PLANS, SPEC, compare, make_layer, padding
+from small_layers import FAMILIES, PLANS, SPEC, compare, make_layer, padding
 
 from frozenllm.core import FrozenLLMLayer, random_block
 from frozenllm.core import layer as layer_module

@@ -251,6 +251,10 @@ class DecoderLayer(nn.Module):
             q, k = apply_rotary(q, *at), apply_rotary(k, cos, sin)
         causal = attention == "causal"
         allowed = allowed_keys(mask, rows, length, causal=causal, window=self.spec.sliding_window)
+        return self.attend(q, k, v, allowed)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+        """Attend with queries, keys and values as they enter the product; see `frozenllm.core.functional.attend`."""
         return attend(q, k, v, allowed, self.spec)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -263,24 +267,41 @@ class DecoderLayer(nn.Module):
             inner = activate(up, self.spec.activation)
         return self.project(inner, "down")
 
+    def attention_update(self, attended: Tensor) -> Tensor:
+        """What the attention adds to the stream, from `attention_output`: (B, R, D) -> (B, R, D)."""
+        return self.norm("attn_out_norm", attended) * self.spec.residual_scale
+
+    def after_attention(self, h: Tensor, update: Tensor) -> Tensor:
+        """The stream after the attention's residual sum, normalised where the family norms sums.
+
+        Args:
+            h: The layer's input (B, R, D).
+            update: What `attention_update` gives (B, R, D).
+        """
+        h = h + update
+        return self.norm("attn_norm", h) if self.spec.norm_placement == "post_residual" else h
+
+    def ffn_update(self, h: Tensor, stream: Tensor) -> Tensor:
+        """What the feed-forward network adds to the stream.
+
+        Args:
+            h: The layer's input (B, R, D), which it reads in families with a parallel residual.
+            stream: What `after_attention` gives (B, R, D), which it reads in all others.
+        """
+        x = h if self.spec.residual == "parallel" else stream
+        update = self.feed_forward(x if self.spec.norm_placement == "post_residual" else self.norm("ffn_norm", x))
+        return self.norm("ffn_out_norm", update) * self.spec.residual_scale
+
     def tail(self, h: Tensor, attended: Tensor) -> Tensor:
         """Everything after the attention, token by token: residual sums, norms, feed-forward network.
 
         Args:
-            h: The block's input (B, R, D).
+            h: The layer's input (B, R, D).
             attended: Output of `attention_output` (B, R, D).
         """
-        spec, scale = self.spec, self.spec.residual_scale
-        attended = self.norm("attn_out_norm", attended)
-        if spec.residual == "parallel":
-            return h + (attended + self.feed_forward(self.norm("ffn_norm", h))) * scale
-        h = h + attended * scale
-        late = spec.norm_placement == "post_residual"
-        if late:
-            h = self.norm("attn_norm", h)
-        update = self.feed_forward(h if late else self.norm("ffn_norm", h))
-        h = h + self.norm("ffn_out_norm", update) * scale
-        return self.norm("ffn_norm", h) if late else h
+        stream = self.after_attention(h, self.attention_update(attended))
+        h = stream + self.ffn_update(h, stream)
+        return self.norm("ffn_norm", h) if self.spec.norm_placement == "post_residual" else h
 
     def forward(
         self,

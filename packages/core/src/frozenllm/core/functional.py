@@ -97,6 +97,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, spec: BlockS
         k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
     if spec.attn_softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=spec.score_scale)
-    # Fused kernels have no soft cap.
+    return attention_weights(q, k, allowed, spec).to(v.dtype) @ v  # fused kernels have no soft cap
+
+
+def attention_weights(q: Tensor, k: Tensor, allowed: Tensor | None, spec: BlockSpec) -> Tensor:
+    """The probabilities that `attend` weighs values with, in float32; nothing fused.
+
+    Args:
+        q: (B, H, R, head_dim).
+        k: (B, H or Hkv, N, head_dim).
+        allowed: See `allowed_keys`.
+        spec: Gives the score scale and the soft cap.
+
+    Returns:
+        (B, H, R, N); zeros where a query sees nothing.
+    """
+    if q.shape[1] > k.shape[1]:
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q @ k.transpose(-1, -2)).float() * spec.score_scale
-    return softmax_scores(scores, allowed, spec.attn_softcap).to(v.dtype) @ v
+    return softmax_scores(scores, allowed, spec.attn_softcap)

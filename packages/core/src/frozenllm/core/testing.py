@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from frozenllm.core.ablations import random_block
+from frozenllm.core.analysis import tapped
 from frozenllm.core.block import llm_blocks
 from frozenllm.core.layer import FrozenLLMLayer
 
@@ -149,6 +150,18 @@ def copies_share_the_block(host: Host) -> None:
         torch.testing.assert_close(_tensors(clone.eval()(*host.inputs)), _tensors(model.eval()(*host.inputs)))
 
 
+def tapping_changes_nothing(host: Host) -> None:
+    """Tapped, the host gives what it gives untapped, and the taps hold every token of its layers."""
+    model = host.build().eval()
+    with torch.no_grad():
+        plain = model(*host.inputs)
+        with tapped(model) as taps:
+            seen = model(*host.inputs)
+    torch.testing.assert_close(_tensors(seen), _tensors(plain), rtol=1e-4, atol=1e-5)
+    for name, layer in taps.layers.items():
+        assert layer["host"].shape == layer["adapter_out"].shape, f"{name}: tokens are missing."
+
+
 def padding_does_not_leak(host: Host) -> None:
     """Values at masked places do not reach the output; for hosts with a mask only."""
     assert host.padded is not None, "The host under test has no `padded` inputs: leave this check out."
@@ -195,6 +208,7 @@ CONTRACT: tuple[Callable[[Host], None], ...] = (
     checkpoints_hold_no_block,
     shortcuts_equal_dense,
     copies_share_the_block,
+    tapping_changes_nothing,
     padding_does_not_leak,
     runs_in_bfloat16,
     compiles,

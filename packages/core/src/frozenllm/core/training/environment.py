@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -16,8 +17,6 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK", "OMP_NUM_THREADS", "RANK", "S
 
 def environment() -> dict[str, Any]:
     """Versions, devices, threads, and the variables that change how a run runs; plain values, ready for JSON."""
-    versions = {name: _version(name) for name in PACKAGES}
-    own = {d.name: d.version for d in importlib.metadata.distributions() if (d.name or "").startswith("frozenllm")}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": sys.version.split()[0],
@@ -27,10 +26,18 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": gpus,
         "cuda": torch.version.cuda,
-        "packages": {**{k: v for k, v in versions.items() if v}, **dict(sorted(own.items()))},
+        "packages": dict(_versions()),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "command": sys.argv,
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of what matters here, and of this project's packages."""
+    known = {name: version for name in PACKAGES if (version := _version(name))}
+    own = {d.name: d.version for d in importlib.metadata.distributions() if (d.name or "").startswith("frozenllm")}
+    return known | dict(sorted(own.items()))
 
 
 def _version(name: str) -> str | None:

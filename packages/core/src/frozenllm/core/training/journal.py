@@ -32,16 +32,22 @@ class Journal(Hook):
         interval: Iterations between lines; the last iteration of an epoch always gives one.
         plot_every_seconds: Least time between drawings; the last state is always drawn.
         val_line_every_seconds: Least time between lines within a validation.
+        plots: Whether curves are drawn at all.
     """
 
     priority = "BELOW_NORMAL"
 
     def __init__(
-        self, interval: int = 50, plot_every_seconds: float = 60.0, val_line_every_seconds: float = 30.0
+        self,
+        interval: int = 50,
+        plot_every_seconds: float = 60.0,
+        val_line_every_seconds: float = 30.0,
+        plots: bool = True,
     ) -> None:
         self.interval = interval
         self.plot_every_seconds = plot_every_seconds
         self.val_line_every_seconds = val_line_every_seconds
+        self.plots = plots
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
         self.steps: deque[float] = deque(maxlen=2000)
@@ -171,7 +177,7 @@ class Journal(Hook):
         runner.visualizer.add_scalars(numbers, step=line["iter"])
 
     def _plot(self, runner: Any, final: bool) -> None:
-        if is_main() and (final or time.perf_counter() - self._plotted > self.plot_every_seconds):
+        if self.plots and is_main() and (final or time.perf_counter() - self._plotted > self.plot_every_seconds):
             plot_history(runner.folder / HISTORY, runner.folder / "plots")
             self._plotted = time.perf_counter()
 

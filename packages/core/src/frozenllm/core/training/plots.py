@@ -19,8 +19,7 @@ def plot_history(history: Path, folder: Path) -> list[Path]:
     Returns:
         The pictures' paths; empty if there is nothing to draw.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # the backend is named: no display is ever asked for
-    from matplotlib.figure import Figure
+    from frozenllm.core.style import new_figure, styled  # matplotlib takes a second to import
 
     series: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
     for text in history.read_text().splitlines() if history.exists() else ():
@@ -33,12 +32,11 @@ def plot_history(history: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for (kind, name), points in series.items():
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
-        axes.set(xlabel="iteration", ylabel=name, title=f"{kind}: {name}")
-        axes.grid(alpha=0.3)
-        paths.append(folder / f"{kind}_{name.replace('/', '_')}.png")
-        figure.savefig(paths[-1], dpi=100)
+        with styled():
+            figure = new_figure(6, 4, margins=(0.15, 0.97, 0.13, 0.91))
+            axes = figure.subplots()
+            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
+            axes.set(xlabel="iteration", ylabel=name, title=f"{kind}: {name}")
+            paths.append(folder / f"{kind}_{name.replace('/', '_')}.png")
+            figure.savefig(paths[-1], dpi=100)
     return paths

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from frozenllm.core.training.registry import MODELS, SCOPE
+from frozenllm.core.training.registry import FUNCTIONS, MODELS, SCOPE
 
 _TRACKERS = {"tensorboard": "TensorboardVisBackend", "wandb": "WandbVisBackend"}
 
@@ -142,7 +142,7 @@ def engine_settings(
         "default_scope": SCOPE,
         "experiment_name": name,  # mmengine keeps loggers and the like in one table per process, by this name
         "default_hooks": {
-            "logger": {"type": "Journal", "interval": runtime["log_interval"]},
+            "logger": {"type": "Journal", "interval": runtime["log_interval"], "plots": runtime["plots"]},
             **dict.fromkeys(("runtime_info", "timer", "sampler_seed", "checkpoint")),
         },
         "custom_hooks": hooks,
@@ -185,8 +185,17 @@ def _loader(plain: dict[str, Any], role: str) -> dict[str, Any]:
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": runtime["pin_memory"] and torch.cuda.is_available(),
-        "collate_fn": {"type": data["collate"] or "default_collate"},
+        "collate_fn": {"type": _collate(data["collate"])},
     }
+
+
+def _collate(name: str | None) -> str:
+    """A collate function by a name that mmengine resolves: it looks in its own registry unless told the scope."""
+    if name is None:
+        return "default_collate"
+    if FUNCTIONS.get(name) is None:
+        raise ValueError(f"There is no collate function {name!r}: check data.collate, and the config's imports.")
+    return name if "." in name else f"{SCOPE}.{name}"
 
 
 def _training(plain: dict[str, Any], precision: str, lr: float) -> dict[str, Any]:
@@ -196,6 +205,7 @@ def _training(plain: dict[str, Any], precision: str, lr: float) -> dict[str, Any
     optimizer = {**{k: v for k, v in optim.items() if k not in own}, "lr": lr}
     accumulate, stop_after = optim["accumulate"], runtime["stop_after"]
     epochs, warmup_lr, min_lr = schedule.pop("epochs"), schedule.pop("warmup_lr"), schedule.pop("min_lr")
+    peak = optim["lr"] if schedule.pop("scale_ends") else lr
     return {
         "train_dataloader": _loader(plain, "train"),
         "train_cfg": {
@@ -220,8 +230,8 @@ def _training(plain: dict[str, Any], precision: str, lr: float) -> dict[str, Any
                 "epochs": epochs,
                 "warmup": schedule.pop("warmup_epochs"),
                 # Factors, so that groups with rates of their own keep their proportions.
-                "start": warmup_lr / lr,
-                "end": min_lr / lr,
+                "start": warmup_lr / peak,
+                "end": min_lr / peak,
                 **schedule,
             }
         ],

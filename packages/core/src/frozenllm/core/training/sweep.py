@@ -9,7 +9,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from frozenllm.core.training.tables import collect, text_table, write_tables
+from frozenllm.core.training.rows import collect
+from frozenllm.core.training.tables import text_table, write_tables
 
 
 class SweepTable(Callback):

@@ -9,26 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
+from frozenllm.core.style import COLOURS, HOST_COLOUR, TEXT_COLOUR, new_figure, styled
 from frozenllm.core.training.journal import HISTORY, read_history
-from frozenllm.core.training.tables import HOST, Row
+from frozenllm.core.training.rows import HOST, Row
 
-_COLOURS = ("#1d4ed8", "#c2650a", "#15803d", "#a21caf", "#0e7490", "#b91c1c", "#854d0e", "#475569")
-_HOST = "#64748b"
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#94a3b8",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e2e8f0",
-    "legend.frameon": False,
-}
 _VALIDATION_LOSS = "cross_entropy/mean"
 
 
@@ -42,12 +28,11 @@ def plot_table(rows: Sequence[Row], path: Path) -> Path:
     shown = [row for row in rows if row.values]
     arms = [row for row in shown if not row.is_host] or shown
     groups = list(dict.fromkeys(row.group for row in arms))
-    colours = {group: _COLOURS[i % len(_COLOURS)] for i, group in enumerate(groups)}
+    colours = {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(groups)}
     key = _axis(arms)
-    with matplotlib.rc_context(_STYLE):
+    with styled():
         height = 6.4 if key else max(6.4, 3.6 + 0.3 * len(shown))
-        figure = Figure(figsize=(11, height), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(11, height)
         ratio = [1, 1] if key else [max(1.0, 0.1 * len(shown)), 1]
         axes = figure.subplots(2, 2, height_ratios=ratio)
         if key:
@@ -82,12 +67,11 @@ def plot_losses(rows: Sequence[Row], path: Path) -> Path | None:
     shown = [row for row in rows if any(validation for _, validation in curves[id(row)])]
     if not shown:
         return None
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(11, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
+    with styled():
+        figure = new_figure(11, 4.2)
         axes = figure.subplots(1, 2)
         for place, row in enumerate(shown):
-            colour = _HOST if row.is_host else _COLOURS[place % len(_COLOURS)]
+            colour = HOST_COLOUR if row.is_host else COLOURS[place % len(COLOURS)]
             for part, ax in enumerate(axes):
                 drawn = [run[part] for run in curves[id(row)] if run[part]]
                 for number, curve in enumerate(drawn):
@@ -134,7 +118,7 @@ def _against_setting(
         for x, row in points:
             ax.plot([x] * len(row.values), row.values, "o", color=colours[group], ms=6, alpha=0.6, mec="white")
     for host in (row for row in shown if row.is_host and row not in arms):
-        ax.axhline(host.mean, color=_HOST, lw=2, ls="--", label=HOST)
+        ax.axhline(host.mean, color=HOST_COLOUR, lw=2, ls="--", label=HOST)
     ax.set_xlabel({"llm.layers": "layer of the language model (0: next to its input)"}.get(key, key))
     ax.set_ylabel(shown[0].metric)
     if all(float(_as_number(row.settings[key]) or 0).is_integer() for row in arms):
@@ -145,7 +129,7 @@ def _against_setting(
 
 def _by_name(ax: Any, shown: Sequence[Row], colours: dict[str, str]) -> None:
     for place, row in enumerate(shown):
-        colour = _HOST if row.is_host else colours[row.group]
+        colour = HOST_COLOUR if row.is_host else colours[row.group]
         ax.plot([row.mean] * 2, [place - 0.3, place + 0.3], color=colour, lw=3, solid_capstyle="round")
         ax.plot(row.values, [place] * len(row.values), "o", color=colour, ms=7, alpha=0.65, mec="white")
     ax.set_yticks(range(len(shown)), [_wrapped(row.name) for row in shown], fontsize=8)
@@ -169,10 +153,18 @@ def _scatter(
     ax.margins(x=0.15, y=0.12)
     ax.set(xlabel=label, ylabel=shown[0].metric)
     if not points:
-        ax.text(0.5, 0.5, "not measured", ha="center", va="center", transform=ax.transAxes, color=_HOST)
+        ax.text(0.5, 0.5, "not measured", ha="center", va="center", transform=ax.transAxes, color=HOST_COLOUR)
         return
     for value, row in points:
-        ax.plot(value, row.mean, "o", color=_HOST if row.is_host else colours[row.group], ms=7, alpha=0.75, mec="white")
+        ax.plot(
+            value,
+            row.mean,
+            "o",
+            color=HOST_COLOUR if row.is_host else colours[row.group],
+            ms=7,
+            alpha=0.75,
+            mec="white",
+        )
     values = [value for value, _ in points]
     if max(values) > 8 * min(values) > 0:
         ax.set_xscale("log")
@@ -211,7 +203,7 @@ def _annotate(ax: Any, names: Sequence[tuple[float, float, str]]) -> None:
             ha="right" if to_left else "left",
             va="center",
             fontsize=7,
-            color="#475569",
+            color=TEXT_COLOUR,
         )
 
 

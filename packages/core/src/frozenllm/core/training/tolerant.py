@@ -70,7 +70,11 @@ class TolerantDataset(Dataset):
 
         Raises:
             BrokenSample: It cannot be read, and the policy is to raise; or too many in a row cannot.
+            IndexError: There is no such sample; this ends a loop over the data set.
         """
+        if not -self.size <= index < self.size:
+            raise IndexError(f"There are {self.size} samples, and none at {index}.")
+        index %= self.size
         for step in range(min(_MAX_REPLACEMENTS, self.size) if self.train else 1):
             try:
                 return self.read((index + step) % self.size)

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2
 
 from frozenllm.core import FrozenLLMLayer, random_block
+from frozenllm.core.analysis import tapped
 from frozenllm.core.spec import BlockSpec
 from frozenllm.vision2d import FrozenLLMViT
 
@@ -74,6 +75,16 @@ def test_head_of_features_is_the_forward(options: dict[str, Any]) -> None:
         features = model.forward_features(images())
         assert features.shape == (2, 16 + model.num_prefix_tokens, 24)
         torch.testing.assert_close(model.forward_head(features), model(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("position", ["tail", "middle", "head"])
+def test_tokens_are_those_that_enter_the_layer(position: str) -> None:
+    model, host = make(llm_position=position), make(llm="none", llm_position=position)
+    with torch.no_grad():
+        with tapped(model) as taps:
+            model(images())
+        assert torch.equal(model.tokens(images()), taps["host"])
+        assert torch.equal(host.tokens(images()), taps["host"])  # under one seed, both hosts start equal
 
 
 def test_only_a_lone_class_token_at_the_tail_is_a_readout() -> None:

@@ -11,26 +11,16 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import matplotlib
 import timm
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from frozenllm.core.style import COLOURS, HOST_COLOUR, new_figure, styled
 from frozenllm.vision2d.toy import write_digits
 
-_COLOURS = ("#64748b", "#1d4ed8", "#c2650a")
+_COLOURS = (HOST_COLOUR, *COLOURS[:2])
 _TEMPLATE = Path(__file__).with_name("report_template.html")
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#94a3b8",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e2e8f0",
-    "legend.frameon": False,
-}
 
 
 def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
@@ -43,7 +33,7 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
     Returns:
         The page.
     """
-    with matplotlib.rc_context(_STYLE):
+    with styled():
         figures = {"accuracy.png": _accuracy(summary), "curves.png": _curves(summary), "loss.png": _loss(summary)}
         if summary["layers"]:
             figures["layers.png"] = _layers(summary)
@@ -151,7 +141,7 @@ def _rows(summary: Mapping[str, Any]) -> str:
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     return figure, figure.subplots()
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import distributed
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
 from frozenllm.core.training.folder import write_text
@@ -132,30 +133,61 @@ def evaluate_set(
     workers: int,
     progress: Any = None,
 ) -> Counts:
-    """Classify a set's images.
+    """Classify a set's images; several processes classify a share each, and all get the counts of the whole.
 
     Args:
         candidate: The model, on the device.
         dataset: Images and indices among the 1000 classes.
         classes: The set's wnids: only these may be predicted.
         device: Where the model is.
-        batch_size: Images at a time.
+        batch_size: Images at a time, in each process.
         workers: Processes that load.
-        progress: Called with the number of images done after every batch.
+        progress: Called with the number of images done after every batch, with several processes a guess from the
+            own share.
+
+    Raises:
+        ValueError: Not one image could be read, or the model's scores are not finite.
     """
     numbers = class_indices()
     allowed = torch.tensor([numbers[wnid] for wnid in classes], device=device) if len(classes) < len(numbers) else None
     dtype = AUTOCAST.get(candidate.identity["precision"])
+    share = own_share(dataset)
     loader = DataLoader(
-        dataset, batch_size=batch_size, num_workers=workers, pin_memory=device.type == "cuda", shuffle=False
+        share, batch_size=batch_size, num_workers=workers, pin_memory=device.type == "cuda", shuffle=False
     )
-    counts = Counts()
-    for images, targets in loader:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = candidate.model(images.to(device, non_blocking=True))
-        counts.add(logits, targets.to(device, non_blocking=True), allowed)
-        if progress is not None:
-            progress(counts.images + counts.unreadable)
+    counts, failure = Counts(), None
+    try:
+        for images, targets in loader:
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                logits = candidate.model(images.to(device, non_blocking=True))
+            counts.add(logits, targets.to(device, non_blocking=True), allowed)
+            if progress is not None:
+                progress((counts.images + counts.unreadable) * len(dataset) // len(share))
+    except ValueError as error:  # raised below: other processes wait for this one's counts
+        failure = error
+    counts, failures = sum_over_processes(counts, failure is not None, device)
+    if failure is not None:
+        raise failure
+    if failures:
+        raise ValueError("Another process could not go on: its own error says why.")
     if not counts.images:
         raise ValueError("Not one image of the evaluated set could be read.")
     return counts
+
+
+def own_share(dataset: Dataset) -> Dataset:
+    """The part of a data set that this process evaluates: a contiguous one, so that archives are read in order."""
+    if not distributed.is_initialized():
+        return dataset
+    rank, world, size = distributed.get_rank(), distributed.get_world_size(), len(dataset)
+    return Subset(dataset, range(rank * size // world, (rank + 1) * size // world))
+
+
+def sum_over_processes(counts: Counts, failed: bool, device: torch.device) -> tuple[Counts, int]:
+    """The counts of all processes together, and how many of them failed."""
+    if not distributed.is_initialized():
+        return counts, int(failed)
+    totals = torch.tensor([*(getattr(counts, field.name) for field in fields(Counts)), int(failed)], device=device)
+    distributed.all_reduce(totals)
+    *summed, failures = totals.tolist()
+    return Counts(*summed), failures

@@ -13,6 +13,7 @@ from frozenllm.vision2d.robustness.scores import Counts
 from frozenllm.vision2d.robustness.sets import PUBLISHED_SIZES, EvalSet
 
 logger = logging.getLogger(__name__)
+LOGGER = logging.getLogger("frozenllm")  # core's data sets log what they skip
 
 
 class Progress:
@@ -74,15 +75,24 @@ class Progress:
         return f"[{number}/{self.total}] {self._part.name}"
 
 
-def log_to(folder: Path, console: bool) -> list[logging.Handler]:
-    """Send this package's lines to ``robustness.log`` and to the console; returns the handlers, to be removed again."""
+def log_to(folder: Path, console: bool, level: int = logging.INFO) -> list[logging.Handler]:
+    """Send this project's lines to ``robustness.log`` and to the console.
+
+    Args:
+        folder: Where the log is.
+        console: Whether less than warnings goes to the console, too.
+        level: The least level of all: of several processes one speaks, and the others only warn.
+
+    Returns:
+        The handlers, to be removed again.
+    """
     handlers: list[logging.Handler] = [logging.FileHandler(folder / "robustness.log")]
+    handlers[0].setLevel(level)
     stream = logging.StreamHandler(sys.stdout)
-    stream.setLevel(logging.INFO if console else logging.WARNING)
+    stream.setLevel(level if console else logging.WARNING)
     handlers.append(stream)
-    package = logging.getLogger("frozenllm.vision2d")
-    package.setLevel(logging.INFO)
+    LOGGER.setLevel(logging.INFO)
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%m-%d %H:%M:%S"))
-        package.addHandler(handler)
+        LOGGER.addHandler(handler)
     return handlers

@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import distributed
 
 from frozenllm.core.training import run_cli
 from frozenllm.core.training.cli import failure
 from frozenllm.core.training.composition import resolve
-from frozenllm.core.training.distributed import pick_device
+from frozenllm.core.training.distributed import is_main, join, pick_device
 from frozenllm.core.training.task import AUTOCAST
 from frozenllm.vision2d.robustness import report
 from frozenllm.vision2d.robustness.evaluation import SETS_FOLDER, Remembered, evaluate_set, open_set
 from frozenllm.vision2d.robustness.models import Candidate, load_candidate
-from frozenllm.vision2d.robustness.progress import Progress, log_to
+from frozenllm.vision2d.robustness.progress import LOGGER, Progress, log_to
 from frozenllm.vision2d.robustness.scores import Counts
 from frozenllm.vision2d.robustness.sets import chosen_sets
 
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 def evaluate_robustness(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate a model on ImageNet and its relatives, except for sets that the output folder has results of.
+
+    Under torchrun, every process classifies a share of each set, and the first one writes.
 
     Args:
         cfg: ``robustness.yaml``, composed.
@@ -64,10 +67,11 @@ def evaluate_robustness(cfg: DictConfig) -> dict[str, Any]:
         official=OmegaConf.to_container(cfg.official),  # type: ignore[arg-type]
     )
     candidate.model.to(device)
+    join("auto", device)
     folder = output_folder(cfg, candidate)
     try:
         (folder / SETS_FOLDER).mkdir(parents=True, exist_ok=True)
-        handlers = log_to(folder, runtime.console)
+        handlers = log_to(folder, runtime.console, logging.INFO if is_main() else logging.WARNING)
     except OSError as error:
         raise ValueError(
             f"The folder {folder} cannot be written ({error.strerror}): choose another with out=..."
@@ -76,7 +80,7 @@ def evaluate_robustness(cfg: DictConfig) -> dict[str, Any]:
         return _evaluate(cfg, candidate, parts, folder, device)
     finally:
         for handler in handlers:
-            logging.getLogger("frozenllm.vision2d").removeHandler(handler)
+            LOGGER.removeHandler(handler)
             handler.close()
 
 
@@ -85,10 +89,11 @@ def _evaluate(
 ) -> dict[str, Any]:
     remembered = Remembered(folder / SETS_FOLDER, candidate)
     counts: dict[str, Counts] = {}
-    for part in parts:
+    for part in parts if is_main() else ():
         known = None if cfg.overwrite else remembered.read(part, cfg.on_error)
         if known is not None:
             counts[part.name] = known
+    counts = _from_main(counts)
     waiting = [part for part in parts if part.name not in counts]
     if counts:
         logger.info(f"{folder} has {len(counts)} of {len(parts)} sets: {len(waiting)} are left.")
@@ -107,13 +112,24 @@ def _evaluate(
         )
         found.missing_classes = missing
         counts[part.name] = found
-        remembered.write(part, found)
-        report.write_report(folder, report.results(candidate, parts, counts), final=False)
+        if is_main():
+            remembered.write(part, found)
+            report.write_report(folder, report.results(candidate, parts, counts), final=False)
         progress.close(found)
     figures = report.results(candidate, parts, counts)
-    report.write_report(folder, figures)
+    if is_main():
+        report.write_report(folder, figures)
     logger.info("Results are in %s.\n\n%s", folder, report.table(figures))
     return figures
+
+
+def _from_main(counts: dict[str, Counts]) -> dict[str, Counts]:
+    """What the first process found: the others may not look into the folder while it writes there."""
+    if distributed.is_initialized():
+        shared = [counts]
+        distributed.broadcast_object_list(shared)
+        counts = shared[0]
+    return counts
 
 
 def output_folder(cfg: DictConfig, candidate: Candidate) -> Path:

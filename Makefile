@@ -37,11 +37,11 @@ define install
 endef
 
 $(VENV)/.demo: $(SOURCES)
-	$(call install,--package frozenllm-vision2d --no-dev,-e packages/core -e packages/vision2d)
+	$(call install,--package frozenllm-vision2d --no-default-groups,-e packages/core -e packages/vision2d)
 	@touch $@
 
 $(VENV)/.test: $(SOURCES)
-	$(call install,--all-packages,-e packages/core -e packages/vision2d --group dev)
+	$(call install,--all-packages,$(patsubst %/pyproject.toml,-e %,$(wildcard packages/*/pyproject.toml)) --group dev --group extras)
 	@touch $@
 
 demo: $(VENV)/.demo

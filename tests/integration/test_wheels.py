@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 UV = shutil.which("uv") or (str(ROOT / ".uv/bin/uv") if (ROOT / ".uv/bin/uv").exists() else None)
-PACKAGES = ("core", "vision2d")
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+DOMAINS = [package for package in PACKAGES if package != "core"]
 
 
 def run(*command, cwd=None, **env):
@@ -76,9 +77,11 @@ def test_installed_command_line(python, tmp_path):
     assert "sha256" in out
 
 
-def test_installed_vision2d_trains(python, tmp_path):
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_installed_domain_trains(python, tmp_path, domain):
+    """Four steps on the toy data, which the default recipe is about."""
     out = run(
-        python, "-m", "frozenllm.vision2d.train", "recipe=digits", "runtime.stop_after=4", f"runs={tmp_path}/runs",
+        python, "-m", f"frozenllm.{domain}.train", "runtime.stop_after=4", f"runs={tmp_path}/runs",
         cwd=tmp_path, OMP_NUM_THREADS="1",
     )  # fmt: skip
     (summary,) = tmp_path.rglob("summary.json")

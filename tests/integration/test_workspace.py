@@ -24,7 +24,18 @@ def metadata(package: Path) -> dict:
 
 
 def test_there_are_packages():
-    assert {"core", "vision2d"} <= {package.name for package in PACKAGES}
+    names = {package.name for package in PACKAGES}
+    assert names == {"core", "vision2d", "video", "pointcloud", "motion", "vqa"}
+
+
+@pytest.mark.parametrize("package", [p for p in PACKAGES if p.name != "core"], ids=lambda p: p.name)
+def test_every_domain_has_the_same_rooms(package):
+    folder = package / "src/frozenllm" / package.name
+    for room in ("__init__", "data", "toy", "train"):
+        assert (folder / f"{room}.py").exists() or (folder / room / "__init__.py").exists(), f"{folder} has no {room}"
+    for group in ("model", "data", "recipe"):
+        assert (folder / "conf" / group / "__init__.py").exists(), f"{folder}/conf has no {group}"
+    assert (ROOT / f"tools/train_{package.name}.py").exists()
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)

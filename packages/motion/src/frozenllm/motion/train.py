@@ -1,0 +1,147 @@
+"""Training and evaluation of motion forecasting: ``python -m frozenllm.motion.train [overrides]``.
+
+Without arguments it trains a small VectorNet on toy traffic in the format of Argoverse 2, alone and with the frozen
+bundled block, on a CPU in about two minutes, and prints both beside constant velocity.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from frozenllm.core.training import DATASETS, FUNCTIONS, METRICS, MODELS, ArmResult, compare, compose_config, run_cli
+from frozenllm.motion import constant_velocity
+from frozenllm.motion.data import argoverse1, argoverse2, collate_scenes, toy_argoverse1, toy_argoverse2
+from frozenllm.motion.metrics import MotionMetric
+from frozenllm.motion.models import MMTransformer, VectorNet
+from frozenllm.motion.task import MotionTask
+
+CONFIG = "frozenllm.motion.conf"
+METRIC = "motion/minADE6"
+SHOWN = ("minFDE6", "minADE6", "MR6", "minFDE1", "minADE1", "MR1")
+ARMS = {"host alone": ["llm=none"], "+ frozen bundled block": ["llm=bundled"]}
+TOY = ["recipe=toy", "runs=runs/toy", "runtime.console=false"]
+
+
+def build_vectornet(*, llm: Mapping[str, Any] | None = None, **options: Any) -> nn.Module:
+    """`VectorNet`, from the config group ``model``.
+
+    Args:
+        llm: The config group ``llm``; None for the host alone.
+        **options: Arguments of `VectorNet`.
+
+    Raises:
+        ValueError: An option is unknown.
+    """
+    return _build(VectorNet, llm, options)
+
+
+def build_mmtransformer(*, llm: Mapping[str, Any] | None = None, **options: Any) -> nn.Module:
+    """`MMTransformer`, from the config group ``model``.
+
+    Args:
+        llm: The config group ``llm``; None for the host alone.
+        **options: Arguments of `MMTransformer`.
+
+    Raises:
+        ValueError: An option is unknown.
+    """
+    return _build(MMTransformer, llm, options)
+
+
+def _build(host: Callable[..., nn.Module], llm: Mapping[str, Any] | None, options: Mapping[str, Any]) -> nn.Module:
+    try:
+        return host(llm=llm, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        option = str(error).rpartition("argument ")[2]
+        raise ValueError(f"The model has no option {option}: see the config group model for those it has.") from error
+
+
+MODELS.register_module("vectornet", module=build_vectornet)
+MODELS.register_module("mmtransformer", module=build_mmtransformer)
+MODELS.register_module("MotionTask", module=MotionTask)
+DATASETS.register_module("argoverse1", module=argoverse1)
+DATASETS.register_module("argoverse2", module=argoverse2)
+DATASETS.register_module("toy_argoverse1", module=toy_argoverse1)
+DATASETS.register_module("toy_argoverse2", module=toy_argoverse2)
+FUNCTIONS.register_module("scenes", module=collate_scenes)
+METRICS.register_module("MotionMetric", module=MotionMetric)
+
+
+def toy() -> None:
+    """The host alone beside the host with the frozen layer, and constant velocity beside both, on the toy data."""
+    overrides = [*TOY, f"data.cache={_toy_cache(compose_config(CONFIG, TOY))}"]
+    results = compare(CONFIG, ARMS, overrides=overrides)
+    baseline = constant_velocity.evaluate(_data(compose_config(CONFIG, overrides), "val"))
+    print()
+    print(beside(baseline, results), flush=True)
+
+
+def beside(baseline: Mapping[str, float], results: Sequence[ArmResult]) -> str:
+    """A table of arms (means over seeds) under constant velocity; metres, and miss rates in per cent.
+
+    Args:
+        baseline: What `frozenllm.motion.constant_velocity.evaluate` gives.
+        results: What `frozenllm.core.training.compare` gives.
+    """
+    rows = [("arm", *SHOWN, "trainable", "frozen", "step")]
+    rows.append(("constant velocity", *(_figure(name, baseline[name]) for name in SHOWN), "0", "0", "-"))
+    for result in results:
+        figures = [_figure(name, result.mean(f"motion/{name}")) for name in SHOWN]
+        step = result.step_seconds
+        took = f"{1000 * step:.0f} ms" if step else "-"
+        rows.append((result.arm, *figures, f"{result.trainable:,}", f"{result.frozen:,}", took))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{100 * value:.0f} %" if name.startswith("MR") else f"{value:.2f}"
+
+
+def _data(cfg: DictConfig, role: str, **changes: Any) -> Any:
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.data[role], resolve=True)  # type: ignore[assignment]
+    return DATASETS.build({**settings, **changes})
+
+
+def _toy_cache(cfg: DictConfig) -> Path:
+    """The toy scenarios' samples, cached beside them: reading maps at every epoch would take longer than training."""
+    from frozenllm.motion.preprocess import write_cache
+
+    folder = None
+    for role in ("train", "val"):
+        scenes = _data(cfg, role, cache=None)
+        folder = scenes.folder.parent.with_name(f"{scenes.folder.parent.name}-samples")
+        write_cache(scenes, folder / cfg.data[role].split, "argoverse2", cfg.data[role].split, progress=False)
+    assert folder is not None
+    return folder
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Args:
+        argv: Overrides in Hydra's grammar; None for the process's arguments. Without any, `toy` runs.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments:
+        run_cli(CONFIG, arguments)
+    else:
+        toy()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""A trained model out of its run folder, and its predictions for a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from frozenllm.core.training import DATASETS, FUNCTIONS, MODELS
+from frozenllm.core.training.checkpoint import load_model_state, read_checkpoint
+from frozenllm.core.training.distributed import pick_device
+from frozenllm.core.training.settings import import_registrations, model_settings
+from frozenllm.motion.task import MotionTask
+
+
+@dataclass
+class Trained:
+    """A run's model, ready to predict.
+
+    Attributes:
+        cfg: The run's config, with the changes that were asked for.
+        task: In eval mode, on its device.
+        device: That device.
+        checkpoint: The file that the weights are from.
+    """
+
+    cfg: DictConfig
+    task: MotionTask
+    device: torch.device
+    checkpoint: Path
+
+    def dataset(self, split: str) -> Dataset:
+        """The run's validation data, of another split.
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        settings: dict[str, Any] = OmegaConf.to_container(self.cfg.data.val, resolve=True)  # type: ignore[assignment]
+        return DATASETS.build({**settings, "split": split})
+
+    def batches(self, split: str) -> DataLoader:
+        """The split in order, in the batches of the run's validation."""
+        return DataLoader(
+            self.dataset(split),
+            batch_size=self.cfg.data.val_batch_size or self.cfg.data.batch_size,
+            num_workers=self.cfg.runtime.workers,
+            collate_fn=FUNCTIONS.get(self.cfg.data.collate),
+        )
+
+    def move(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch on the model's device."""
+        return self.task.data_preprocessor(dict(batch), False)
+
+    @torch.no_grad()
+    def predict(self, split: str, progress: bool = True) -> Iterator[dict[str, Any]]:
+        """Predictions sample by sample, see `MotionTask.predict`.
+
+        Args:
+            split: Of the data.
+            progress: Show a bar.
+        """
+        batches = self.batches(split)
+        for batch in tqdm(batches, desc=f"predicting {split}", disable=not progress):
+            yield from self.task(**self.move(batch), mode="predict")
+
+
+def load_trained(run: Path, overrides: Sequence[str] = (), checkpoint: str = "last") -> Trained:
+    """Read a run folder, or a checkpoint of one.
+
+    Args:
+        run: The folder that training left, or a ``.pt`` file in it.
+        overrides: Changes of the run's config such as ``data.root=/data/av2`` or ``llm.path=/models/llama-7b``.
+        checkpoint: ``"last"`` or ``"best"``, where ``run`` is a folder.
+
+    Raises:
+        ValueError: There is no such run, it is not one of motion forecasting, or a change names no key of its config.
+    """
+    path = run / "checkpoints" / f"{checkpoint}.pt" if run.is_dir() else run
+    saved = read_checkpoint(path)
+    cfg = OmegaConf.create(saved["meta"]["config"])
+    assert isinstance(cfg, DictConfig)
+    for change in overrides:
+        key, equals, _ = change.partition("=")
+        if not equals or OmegaConf.select(cfg, key, default=_MISSING) is _MISSING:
+            raise ValueError(
+                f"{change} does not change the run's config: write key=value with a key of its config.yaml."
+            )
+        _follow(cfg, key, change)
+        cfg.merge_with_dotlist([change])
+    import_registrations(cfg)
+    device = pick_device(cfg.runtime.device)
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.task, resolve=True)  # type: ignore[assignment]
+    task = MODELS.build({**settings, "model": model_settings(cfg), "precision": cfg.runtime.precision})
+    if not isinstance(task, MotionTask):
+        raise ValueError(f"{path} is a run of {settings['type']}, not one of motion forecasting.")
+    load_model_state(task, saved["state_dict"], path)
+    return Trained(cfg, task.to(device).eval(), device, path)
+
+
+def _follow(cfg: DictConfig, key: str, change: str) -> None:
+    """Change a key of the data group also in the splits that had it from there: a run's config is resolved."""
+    group, _, name = key.partition(".")
+    if group != "data" or name in ("train", "val", "test") or "." in name:
+        return
+    for role in ("train", "val", "test"):
+        source = cfg.data.get(role)
+        if source is not None and name in source and source[name] == cfg.data[name]:
+            cfg.merge_with_dotlist([f"data.{role}.{name}={change.partition('=')[2]}"])
+
+
+_MISSING: Any = object()
+
+
+def as_batch(sample: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A sample's inputs as a batch of one."""
+    return {name: value[None].to(device) for name, value in sample.items()}

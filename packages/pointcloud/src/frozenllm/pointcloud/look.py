@@ -1,0 +1,206 @@
+"""Token activations on the cloud, host against frozen layer: ``python -m frozenllm.pointcloud.look RUN [RUN ...]``.
+
+A run is a folder that `frozenllm.pointcloud.train` left. Clouds of its test data are drawn with the activation of the
+tokens that their points went into (paper A.3): as they leave the host and, where there is one, the frozen layer. Writes
+``look.png`` and, with the extra ``[html]``, ``look.html``, which turns under the mouse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from frozenllm.core.analysis import frequency, magnitude, tapped
+from frozenllm.core.training import DATASETS, build_model
+from frozenllm.core.training.checkpoint import load_model_state, read_checkpoint
+from frozenllm.pointcloud import train as _registrations  # noqa: F401
+from frozenllm.pointcloud.model import Groups, PointBERT
+from frozenllm.pointcloud.transforms import thin
+
+__all__ = ["activation_maps", "save_html", "save_png", "spread"]
+
+MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"magnitude": magnitude, "frequency": frequency}
+HOST, LAYER = "host", "frozen layer"
+
+
+def activation_maps(model: PointBERT, points: Tensor, measure: str = "magnitude") -> dict[str, Tensor]:
+    """Activation of every point, from 0 to 1 in a cloud.
+
+    Args:
+        model: In eval mode.
+        points: ``(B, N, 3)``.
+        measure: ``"magnitude"`` or ``"frequency"``, see `frozenllm.core.analysis`.
+
+    Returns:
+        ``"host"``, and ``"frozen layer"`` where the model has one: ``(B, N)``. The class token takes no part.
+
+    Raises:
+        ValueError: The measure is unknown.
+    """
+    if measure not in MEASURES:
+        raise ValueError(f"The measure must be one of {', '.join(MEASURES)}, not {measure!r}.")
+    groups = model.group(points)
+    with torch.no_grad():
+        if model.llm is None:
+            tokens = {HOST: model.tokens(points, groups)}
+        else:
+            with tapped(model) as taps:
+                model(points)
+            tokens = {HOST: taps["host"], LAYER: taps["adapter_out"]}
+    return {name: spread(MEASURES[measure](x[:, 1:]), groups, points) for name, x in tokens.items()}
+
+
+def spread(values: Tensor, groups: Groups, points: Tensor) -> Tensor:
+    """Values of groups on their points: the mean over the groups that a point is in; else that of the nearest centre.
+
+    Args:
+        values: ``(B, G)``.
+        groups: Of the same clouds.
+        points: ``(B, N, 3)``.
+
+    Returns:
+        ``(B, N)``.
+    """
+    index = groups.index.flatten(1)
+    each = values.unsqueeze(-1).expand(groups.index.shape).flatten(1)
+    total = torch.zeros(points.shape[:2], dtype=each.dtype, device=each.device).scatter_add_(1, index, each)
+    count = torch.zeros_like(total).scatter_add_(1, index, torch.ones_like(each))
+    nearest = values.gather(1, torch.cdist(points, groups.centers).argmin(dim=2))
+    return torch.where(count > 0, total / count.clamp_min(1), nearest)
+
+
+def save_png(path: Path, clouds: Tensor, rows: Mapping[str, Tensor], titles: Sequence[str]) -> None:
+    """A picture: a row for each map, a column for each cloud ``(C, N, 3)``, y upright."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"figure.facecolor": "white"}):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(2.6 * len(clouds), 2.7 * len(rows)), layout="constrained")
+        FigureCanvasAgg(figure)
+        for r, (name, values) in enumerate(rows.items()):
+            for c, cloud in enumerate(clouds):
+                axes = figure.add_subplot(len(rows), len(clouds), r * len(clouds) + c + 1, projection="3d")
+                x, y, z = cloud.T.tolist()
+                dots = axes.scatter(x, z, y, c=values[c].tolist(), cmap="viridis", vmin=0, vmax=1, s=5)
+                axes.set_box_aspect((1, 1, 1))
+                axes.set_axis_off()
+                axes.set_title(f"{titles[c]}\n{name}" if r == 0 else name, fontsize=9)
+        figure.colorbar(dots, ax=figure.axes, shrink=0.6, label="activation")
+        figure.savefig(path, dpi=120)
+
+
+def save_html(path: Path, clouds: Tensor, rows: Mapping[str, Tensor], titles: Sequence[str]) -> None:
+    """The same as a page of its own, to be turned with the mouse.
+
+    Raises:
+        ImportError: plotly is not installed.
+    """
+    try:
+        from plotly.graph_objects import Scatter3d
+        from plotly.subplots import make_subplots
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "Interactive pictures need plotly, which is not installed: pip install 'frozenllm-pointcloud[html]'."
+        ) from error
+
+    figure = make_subplots(
+        rows=len(rows),
+        cols=len(clouds),
+        specs=[[{"type": "scene"}] * len(clouds)] * len(rows),
+        subplot_titles=[f"{title}: {name}" for name in rows for title in titles],
+        horizontal_spacing=0.01,
+        vertical_spacing=0.06,
+    )
+    for r, values in enumerate(rows.values()):
+        for c, cloud in enumerate(clouds):
+            x, y, z = cloud.T.tolist()
+            marker = {"size": 3, "color": values[c].tolist(), "colorscale": "Viridis", "cmin": 0, "cmax": 1}
+            marker["showscale"] = r == c == 0
+            trace = Scatter3d(x=x, y=z, z=y, mode="markers", marker=marker, showlegend=False, hoverinfo="skip")
+            figure.add_trace(trace, row=r + 1, col=c + 1)
+    hidden = {"visible": False}
+    figure.update_scenes(xaxis=hidden, yaxis=hidden, zaxis=hidden, aspectmode="data")
+    figure.update_layout(height=380 * len(rows), margin={"l": 10, "r": 10, "t": 40, "b": 10}, template="plotly_white")
+    figure.write_html(path, include_plotlyjs=True)
+
+
+def load_run(run: Path) -> tuple[PointBERT, DictConfig]:
+    """The model of a run folder with its last weights, in eval mode on the CPU, and the run's config.
+
+    Raises:
+        ValueError: There is no checkpoint, or it is damaged or of another model.
+    """
+    path = run / "checkpoints" / "last.pt"
+    if not path.is_file():
+        raise ValueError(f"{run} is not the folder of a run: it has no checkpoints/last.pt.")
+    checkpoint = read_checkpoint(path)
+    cfg = OmegaConf.create(checkpoint["meta"]["config"])
+    if cfg.model.get("type") != "point_bert":
+        raise ValueError(f"{run} is a run of the model {cfg.model.get('type')!r}, not of a point cloud classifier.")
+    cfg.model.host = None  # its own beginnings do not matter any more
+    model = build_model(cfg)
+    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    load_model_state(model, state, path)
+    assert isinstance(model, PointBERT)
+    return model.eval(), cfg
+
+
+def look(run: Path, count: int, measure: str) -> tuple[Tensor, dict[str, Tensor], list[str]]:
+    """Clouds, their maps and their titles for a run: the first test clouds of different classes.
+
+    Raises:
+        ValueError: The folder is not that of a run, or its data is missing.
+    """
+    model, cfg = load_run(run)
+    data: Any = DATASETS.build(dict(cfg.data.test))
+    first = {int(label): place for place, label in reversed(list(enumerate(data.targets.tolist())))}
+    chosen = [first[label] for label in sorted(first)][:count]
+    clouds = thin(torch.stack([data.read(place)["inputs"] for place in chosen]), cfg.data.num_points)
+    with torch.no_grad():
+        guesses = model(clouds).argmax(dim=1).tolist()
+    titles = [f"class {data.targets[p]}, predicted {guess}" for p, guess in zip(chosen, guesses, strict=True)]
+    return clouds, activation_maps(model, clouds, measure), titles
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Args:
+        argv: Arguments; None for the process's.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs on the same data")
+    parser.add_argument("--clouds", type=int, default=5, help="how many, of different classes")
+    parser.add_argument("--measure", default="magnitude", choices=sorted(MEASURES))
+    parser.add_argument("--out", type=Path, help="folder for the pictures; by default that of the first run")
+    args = parser.parse_args(argv)
+    try:
+        if args.clouds < 1:
+            raise ValueError(f"--clouds must be positive, not {args.clouds}.")
+        rows: dict[str, Tensor] = {}
+        for run in args.runs:
+            clouds, maps, titles = look(run, args.clouds, args.measure)
+            label = f"{run.resolve().parent.name}/{run.resolve().name}: " if len(args.runs) > 1 else ""
+            titles = [title.partition(",")[0] for title in titles] if len(args.runs) > 1 else titles
+            rows |= {label + name: values for name, values in maps.items()}
+        out = args.out or args.runs[0]
+        out.mkdir(parents=True, exist_ok=True)
+        save_png(out / "look.png", clouds, rows, titles)
+        print(f"wrote {out / 'look.png'}")
+        save_html(out / "look.html", clouds, rows, titles)
+        print(f"wrote {out / 'look.html'}")
+    except (ValueError, ImportError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

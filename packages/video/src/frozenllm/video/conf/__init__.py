@@ -1,0 +1,1 @@
+"""Hydra configs of video: ``python -m frozenllm.video.train --cfg job`` shows them composed."""

@@ -1,0 +1,280 @@
+"""Toy data in Something-Something V2's formats: moving handwritten digits whose class is the order of the frames.
+
+A video is a set of frames in which one digit (scikit-learn's: real images) stands at evenly spread horizontal positions
+in evenly spread sizes, paired at random. The class says what orders the set: the position, downwards (left) or upwards
+(right), or the size, upwards (approaching) or downwards (leaving). Positions and sizes run in a circle and start
+anywhere, so a digit that goes out on the left comes back on the right.
+
+Hence every set of frames is equally likely in every class, and so is every single frame at every time: nothing but the
+order tells the class.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CLASSES = ("left", "right", "approaching", "leaving")
+"""Short names by class index."""
+TEMPLATES = (
+    "Moving [something] to the left",
+    "Moving [something] to the right",
+    "[Something] coming closer",
+    "[Something] going away",
+)
+"""Names by class index, with the placeholders of the official annotations."""
+PARTS = {"train": "train", "val": "validation"}
+"""Names of the parts, and those of their annotation files."""
+
+MANIFEST = "toy.json"
+FRAME_RATE = 12  # the real videos'
+_SMALLEST, _LARGEST = 0.3, 0.85  # height of the digit, in heights of the frame
+_FORMAT = 1
+
+
+def default_root(kind: str, size: int = 32, num_frames: int = 16, seed: int = 0) -> Path:
+    """Where the data goes when no folder is named: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "frozenllm" / "toy" / f"moving-digits-{kind}-{size}px-{num_frames}frames-seed{seed}"
+
+
+def write_toy_frames(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    size: int = 32,
+    num_frames: int = 16,
+    seed: int = 0,
+    train_videos: int = 800,
+    val_videos: int = 200,
+) -> Path:
+    """Writes the moving digits as Something-Something V2 frame folders, once.
+
+    The folder holds ``labels.json``, ``train.json`` and ``validation.json`` (the official annotations' format), the
+    frame lists ``frame_lists/{train,val}.csv`` (SlowFast's and pytorchvideo's format), and the frames as
+    ``frames/<id>/<id>_<number from 1, six digits>.jpg``. It appears whole or not at all; an existing one with the same
+    settings is left as it is, also when several processes ask for it at the same time.
+
+    Args:
+        root: The folder to write; None for `default_root`.
+        size: Width and height of the frames in pixels, even.
+        num_frames: Frames of a video.
+        seed: Chooses digits and motions.
+        train_videos: Videos to train on, equally many of every class.
+        val_videos: Videos to evaluate on, of other images.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: The folder holds something else, or a size is not possible.
+    """
+    return _written("frames", root, size, num_frames, seed, train_videos, val_videos, _write_frames)
+
+
+def write_toy_videos(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    size: int = 32,
+    num_frames: int = 16,
+    seed: int = 0,
+    train_videos: int = 800,
+    val_videos: int = 200,
+) -> Path:
+    """Writes the same videos as mp4 files (H.264, 12 frames a second), once.
+
+    The folder holds ``videos/<id>.mp4``, VideoMAE's lists ``{train,val}.csv`` with a line ``videos/<id>.mp4 <label>``
+    per video, and the annotations of `write_toy_frames`.
+
+    Args and errors are those of `write_toy_frames`.
+    """
+    return _written("videos", root, size, num_frames, seed, train_videos, val_videos, _write_videos)
+
+
+def moving_digit(digit: np.ndarray, label: int, num_frames: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """One video.
+
+    Args:
+        digit: Ink of the digit, ``(8, 8)``, from 0 to 255.
+        label: Index into `CLASSES`.
+        num_frames: Frames.
+        size: Width and height of a frame in pixels.
+        rng: Draws the pairing of positions and sizes, their offsets, and where the motion begins.
+
+    Returns:
+        Frames, ``(num_frames, size, size, 3)`` uint8.
+    """
+    places = np.arange(num_frames)
+    shift, row = rng.uniform(0, size), rng.uniform(-0.08, 0.08) * size
+    colour = rng.uniform(0.6, 1.0, 3)
+    heights = np.linspace(_SMALLEST, _LARGEST, num_frames) * size
+    # place[t] and rank[t]: which position and which size the digit has at time t.
+    ordered, paired = (places + rng.integers(num_frames)) % num_frames, rng.permutation(num_frames)
+    place, rank = (ordered, paired) if label < 2 else (paired, ordered)
+    if CLASSES[label] in ("left", "leaving"):
+        place, rank = place[::-1], rank[::-1]
+    image = Image.fromarray(digit.astype(np.uint8))
+    frames = np.zeros((num_frames, size, size, 3), np.uint8)
+    for time in range(num_frames):
+        side = max(2, round(heights[rank[time]]))
+        sprite = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+        canvas = np.zeros((size, size), np.uint8)
+        top = int(np.clip(round((size - side) / 2 + row), 0, size - side))
+        canvas[top : top + side, :side] = sprite
+        canvas = np.roll(canvas, round(shift + place[time] * size / num_frames - side / 2), axis=1)
+        frames[time] = (canvas[..., None] * colour).round()
+    return frames
+
+
+def _written(
+    kind: str,
+    root: str | os.PathLike[str] | None,
+    size: int,
+    num_frames: int,
+    seed: int,
+    train_videos: int,
+    val_videos: int,
+    write: Callable[[Path, dict[str, Any]], None],
+) -> Path:
+    if size < 8 or size % 2 or num_frames < 4:
+        raise ValueError(f"Toy videos need an even size from 8 and 4 frames or more, not {size} and {num_frames}.")
+    if min(train_videos, val_videos) < len(CLASSES):
+        raise ValueError(f"Toy videos: each part needs {len(CLASSES)} videos or more.")
+    root = Path(root) if root is not None else default_root(kind, size, num_frames, seed)
+    manifest = {
+        "data": f"moving digits, {kind}",
+        "format": _FORMAT,
+        "size": size,
+        "num_frames": num_frames,
+        "seed": seed,
+        "train_videos": train_videos,
+        "val_videos": val_videos,
+    }
+    if _is_written(root, manifest):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        write(scratch, manifest)
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        scratch.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        try:
+            scratch.rename(root)
+        except OSError:  # the folder is there and not empty: another process was faster, or it holds something else
+            if not _is_written(root, manifest):
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return root
+
+
+def _is_written(root: Path, manifest: dict[str, object]) -> bool:
+    if not root.exists():
+        return False
+    try:
+        found = json.loads((root / MANIFEST).read_text())
+    except (OSError, ValueError):
+        found = None
+    if found == manifest:
+        return True
+    if found is None and root.is_dir() and not any(root.iterdir()):
+        return False
+    held = "toy videos written with other settings" if found is not None else "something else than the toy videos"
+    raise ValueError(f"{root} holds {held}: name another folder, or remove this one.")
+
+
+def _videos(manifest: dict[str, Any], part: str) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Id, class and frames of every video of a part."""
+    from sklearn.datasets import load_digits  # slow to import, and needed once
+
+    digits = load_digits().images * (255 / 16)  # the source counts ink from 0 to 16
+    seed, size, num_frames = manifest["seed"], manifest["size"], manifest["num_frames"]
+    order = np.random.default_rng(seed).permutation(len(digits))
+    held_out = len(digits) // 5
+    images = order[held_out:] if part == "train" else order[:held_out]
+    number = manifest[f"{part}_videos"]
+    rng = np.random.default_rng([seed, list(PARTS).index(part)])
+    labels = rng.permutation(np.arange(number) % len(CLASSES))
+    first = 1 if part == "train" else 1 + manifest["train_videos"]
+    for index, label in enumerate(labels.tolist()):
+        digit = digits[images[rng.integers(len(images))]]
+        yield str(first + index), label, moving_digit(digit, label, num_frames, size, rng)
+
+
+def _annotate(root: Path, part: str, videos: list[tuple[str, int]]) -> None:
+    plain = {template.replace("[", "").replace("]", ""): str(i) for i, template in enumerate(TEMPLATES)}
+    (root / "labels.json").write_text(json.dumps(plain, indent=1) + "\n")
+    entries = [
+        {
+            "id": name,
+            "label": TEMPLATES[label].replace("[something]", "a digit").replace("[Something]", "A digit"),
+            "template": TEMPLATES[label],
+            "placeholders": ["a digit"],
+        }
+        for name, label in videos
+    ]
+    (root / f"{PARTS[part]}.json").write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def _write_frames(root: Path, manifest: dict[str, Any]) -> None:
+    (root / "frame_lists").mkdir()
+    for part in PARTS:
+        rows, videos = ["original_vido_id video_id frame_id path labels"], []
+        for number, (name, label, frames) in enumerate(_videos(manifest, part)):
+            videos.append((name, label))
+            (root / "frames" / name).mkdir(parents=True)
+            for time, frame in enumerate(frames):
+                path = f"{name}/{name}_{time + 1:06d}.jpg"
+                Image.fromarray(frame).save(root / "frames" / path, quality=95)
+                rows.append(f'{name} {number} {time} {path} ""')
+        (root / "frame_lists" / f"{part}.csv").write_text("\n".join(rows) + "\n")
+        _annotate(root, part, videos)
+
+
+def _write_videos(root: Path, manifest: dict[str, Any]) -> None:
+    (root / "videos").mkdir()
+    for part in PARTS:
+        rows, videos = [], []
+        for name, label, frames in _videos(manifest, part):
+            encode(root / "videos" / f"{name}.mp4", frames)
+            videos.append((name, label))
+            rows.append(f"videos/{name}.mp4 {label}")
+        (root / f"{part}.csv").write_text("\n".join(rows) + "\n")
+        _annotate(root, part, videos)
+
+
+def encode(
+    path: str | os.PathLike[str],
+    frames: np.ndarray,
+    *,
+    codec: str = "libx264",
+    frame_rate: int | Fraction = FRAME_RATE,
+    options: dict[str, str] | None = None,
+) -> None:
+    """Writes frames as a video file; the container follows from the file's name.
+
+    Args:
+        path: The file.
+        frames: ``(T, H, W, 3)`` uint8, of even width and height.
+        codec: FFmpeg's name of the encoder.
+        frame_rate: Frames per second.
+        options: The encoder's; None for a quality at which small digits stay what they are.
+    """
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=frame_rate, options=options or {"crf": "18", "preset": "veryfast"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1  # more cost time on small frames
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())

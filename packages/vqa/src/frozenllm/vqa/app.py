@@ -1,0 +1,85 @@
+"""``python -m frozenllm.vqa.app --checkpoint RUN/checkpoints/best.pt``: a page to ask a trained run about images.
+
+Needs the extra ``[app]``. Nothing leaves the machine: the page loads no fonts and reports no usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from frozenllm.vqa.answerer import TAPS, Answerer
+
+_CHOICES = {"tokens that leave the frozen layer": TAPS[0], "tokens that enter it": TAPS[1]}
+
+
+def build_page(answerer: Answerer) -> Any:
+    """The page, as a `gradio.Blocks`.
+
+    Args:
+        answerer: The run to ask.
+
+    Raises:
+        ModuleNotFoundError: Gradio is not installed.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio as gr
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "The page needs gradio, which is not installed: pip install 'frozenllm-vqa[app]'.", name="gradio"
+        ) from error
+
+    def answer(image: Image.Image | None, question: str, where: str) -> tuple[dict[str, float], Image.Image]:
+        if image is None:
+            raise gr.Error("Choose an image first.")
+        try:
+            answers = answerer.ask(image, question)
+            picture = answerer.picture(image, question, _CHOICES[where])
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
+        return {found.text: found.probability for found in answers}, picture
+
+    with gr.Blocks(title="Ask about an image", analytics_enabled=False) as page:
+        gr.Markdown("# Ask about an image\nMETER with a frozen language-model block.")
+        with gr.Row():
+            with gr.Column():
+                image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"])
+                question = gr.Textbox(label="Question", placeholder="What color is the circle?")
+                where = gr.Radio(list(_CHOICES), value=next(iter(_CHOICES)), label="Activity of the")
+                ask = gr.Button("Ask", variant="primary")
+            with gr.Column():
+                answers = gr.Label(num_top_classes=5, label="Answers, each with the probability that it is right")
+                picture = gr.Image(label="Activity of the visual tokens", interactive=False)
+        for event in (ask.click, question.submit):
+            event(answer, [image, question, where], [answers, picture])
+    return page
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exits with status 1 and one sentence on a user's error."""
+    parser = argparse.ArgumentParser(prog="python -m frozenllm.vqa.app", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--checkpoint", required=True, help="of a run of question answering, in its run folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    try:
+        page = build_page(Answerer(args.checkpoint, args.device))
+        import gradio as gr
+
+        theme = gr.themes.Base(font=["sans-serif"], font_mono=["monospace"])
+        page.launch(server_name=args.host, server_port=args.port, theme=theme, share=False, quiet=False)
+    except (ValueError, ModuleNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: The page cannot be served on {args.host}:{args.port} ({error}).")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""``python -m frozenllm.vqa.ask image.jpg "question?" --checkpoint RUN/checkpoints/best.pt``: the best answers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from frozenllm.vqa.answerer import TAPS, Answerer
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exits with status 1 and one sentence on a user's error."""
+    parser = argparse.ArgumentParser(prog="python -m frozenllm.vqa.ask", description="Ask a trained run about an image.")
+    parser.add_argument("image", help="the image's file")
+    parser.add_argument("question")
+    parser.add_argument("--checkpoint", required=True, help="of a run of question answering, in its run folder")
+    parser.add_argument("--top", type=int, default=5, help="how many answers")
+    parser.add_argument("--activations", metavar="FILE", help="also save the image with the activity of its tokens")
+    parser.add_argument("--tap", default=TAPS[0], choices=TAPS, help="of the tokens that leave or enter the frozen layer")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    try:
+        answerer = Answerer(args.checkpoint, args.device)
+        answers = answerer.ask(args.image, args.question, args.top)
+        width = max(len(answer.text) for answer in answers)
+        for answer in answers:
+            print(f"{answer.text.ljust(width)}  {100 * answer.probability:5.1f} %")
+        if args.activations:
+            try:
+                answerer.picture(args.image, args.question, args.tap).save(args.activations)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"The picture {args.activations} cannot be written ({error}).") from error
+            print(f"wrote {args.activations}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

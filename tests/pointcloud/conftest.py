@@ -1,0 +1,32 @@
+"""Shared by the tests of point clouds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from frozenllm.pointcloud.toy import write_modelnet, write_scanobjectnn
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache stays as it is: toy data goes to a folder of the tests, also in child processes."""
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp("cache")
+    patch.setenv("XDG_CACHE_HOME", str(folder))
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def scans_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few toy scans in ScanObjectNN's layout."""
+    return write_scanobjectnn(tmp_path_factory.mktemp("toy") / "scans", train=80, test=24, points=80)
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few toy shapes in ModelNet40's layout."""
+    return write_modelnet(tmp_path_factory.mktemp("toy") / "shapes", train=40, test=16, points=80)

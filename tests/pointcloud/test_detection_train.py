@@ -1,0 +1,185 @@
+"""Detectors through mmdet3d's runner on the toy scenes: train, resume, evaluate; what checkpoints hold."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mmdet3d", reason="needs the extra [mmdet3d]")
+pytest.importorskip("mmcv.ops", reason="needs mmcv built with its operators")
+numba = pytest.importorskip("numba")
+
+from mmengine.config import Config  # noqa: E402
+from mmengine.registry import DefaultScope  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+
+from frozenllm.core.block import llm_blocks  # noqa: E402
+from frozenllm.pointcloud.detection import train as tool  # noqa: E402
+from frozenllm.pointcloud.detection.checkpoints import plain  # noqa: E402
+from frozenllm.pointcloud.detection.toy_kitti import write_kitti  # noqa: E402
+from frozenllm.pointcloud.detection.toy_scannet import write_scannet  # noqa: E402
+
+TOYS = {"votenet": write_scannet, "pointpillars": write_kitti}
+METRIC = {
+    "votenet": "mAP_0.25",
+    "pointpillars": "Kitti metric/pred_instances_3d/KITTI/Overall_3D_AP40_moderate",
+}
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """mmdet3d's numba functions as the Python they are: compiling them takes longer than all of the tests."""
+    before = numba.config.DISABLE_JIT
+    numba.config.DISABLE_JIT = True
+    try:
+        yield
+    finally:
+        numba.config.DISABLE_JIT = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports() -> Iterator[None]:
+    with without_compiler():
+        import mmdet3d.datasets
+        import mmdet3d.evaluation  # noqa: F401
+    scope = DefaultScope.get_current_instance()
+    yield
+    if scope is not None:  # runners leave theirs
+        DefaultScope._instance_dict.pop(scope.instance_name, None)
+        DefaultScope._instance_dict[scope.instance_name] = scope
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("toy")
+    return {name: write(folder / name, train=8, val=2) for name, write in TOYS.items()}
+
+
+def config(name: str, data: dict[str, Path], work_dir: Path, epochs: int = 1, **options: Any) -> Config:
+    settings = {
+        "work_dir": str(work_dir),
+        "log_level": "ERROR",
+        "train_cfg.max_epochs": epochs,
+        "train_cfg.val_interval": epochs,
+        **options,
+    }
+    return tool.load_config(name, data_root=data[name.split("_")[1]], options=settings)
+
+
+@pytest.mark.parametrize("detector", TOYS)
+def test_a_detector_trains_resumes_and_evaluates(detector: str, data: dict[str, Path], tmp_path: Path) -> None:
+    """Four steps, resumed for four more, end where eight in one go end."""
+    name = f"toy_{detector}_frozenllm"
+    whole = tool.train(config(name, data, tmp_path / "whole", epochs=2))
+    assert whole.iterations == 8
+    assert whole.frozen == 791_296
+    assert METRIC[detector] in whole.metrics
+    with pytest.raises(ValueError, match="holds a run already: continue it with --resume"):
+        tool.train(config(name, data, tmp_path / "whole", epochs=2))
+    middle = str(tmp_path / "whole" / "epoch_1.pth")
+    resumed = tool.train(config(name, data, tmp_path / "rest", epochs=2, resume=True, load_from=middle))
+    assert resumed.metrics == pytest.approx(whole.metrics, nan_ok=True)
+    assert json.loads((tmp_path / "rest" / "summary.json").read_text())["iterations"] == 8
+    states = [torch.load(tmp_path / run / "epoch_2.pth", weights_only=True) for run in ("whole", "rest")]
+    for key, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][key]), key
+    evaluated = tool.evaluate(config(name, data, tmp_path / "test"), tmp_path / "rest" / "epoch_2.pth")
+    assert {k: v for k, v in evaluated.items() if k in whole.metrics} == pytest.approx(whole.metrics, nan_ok=True)
+
+
+@pytest.fixture(scope="module")
+def trained(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps of the small VoteNet with the layer, with the best checkpoint kept."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    options = {"default_hooks.checkpoint.save_best": "mAP_0.25", "default_hooks.checkpoint.max_keep_ckpts": 1}
+    tool.train(config("toy_votenet_frozenllm", data, folder, **options))
+    return folder
+
+
+def test_checkpoints_hold_the_trained_part_and_plain_values(trained: Path) -> None:
+    checkpoint = torch.load(trained / "epoch_1.pth", weights_only=True)
+    assert "message_hub" not in checkpoint
+    state = checkpoint["state_dict"]
+    assert [key for key in state if ".block." in key] == ["neck.llm.block._extra_state"]
+    assert state["neck.llm.block._extra_state"].dtype == torch.uint8
+    assert {"neck.llm.adapter_in.weight", "neck.llm.adapter_out.weight"} <= set(state)
+    size = sum(v.numel() * v.element_size() for v in state.values())
+    assert (trained / "epoch_1.pth").stat().st_size < 4 * size + 200_000  # with the optimizer's two moments
+
+
+def test_resuming_keeps_the_best_and_what_is_kept(trained: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    best = next((tmp_path / "run").glob("best_*.pth"))
+    info = torch.load(tmp_path / "run" / "epoch_1.pth", weights_only=True)["runtime_info"]
+    assert info["keep_ckpt_ids"] == [1]
+    options = {"default_hooks.checkpoint.save_best": "mAP_0.25", "default_hooks.checkpoint.max_keep_ckpts": 1}
+    tool.train(config("toy_votenet_frozenllm", data, tmp_path / "run", epochs=2, resume=True, **options))
+    assert sorted(p.name for p in (tmp_path / "run").glob("epoch_*.pth")) == ["epoch_2.pth"]
+    assert best.name.startswith("best_mAP_0.25")
+
+
+def test_resuming_with_another_block_or_model_is_refused(trained: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    other = {"model.neck.llm": {"kind": "random", "source": "bundled", "seed": 5}}
+    with pytest.raises(ValueError, match="was made with the block"):
+        tool.train(config("toy_votenet_frozenllm", data, tmp_path / "run", epochs=2, resume=True, **other))
+    with pytest.raises(ValueError, match=r"belongs to another model: the model lacks neck\.llm"):
+        tool.evaluate(config("toy_votenet", data, tmp_path / "x"), trained / "epoch_1.pth")
+
+
+@pytest.mark.parametrize("detector", TOYS)
+def test_a_host_s_checkpoint_is_a_start_for_the_detector_with_the_layer(
+    detector: str, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Through mmengine's loader, which reports keys that do not fit."""
+    from mmdet3d.registry import MODELS
+    from mmengine.runner.checkpoint import load_checkpoint
+
+    host, both = (
+        MODELS.build(config(name, data, tmp_path).model) for name in (f"toy_{detector}", f"toy_{detector}_frozenllm")
+    )
+    torch.save({"state_dict": host.state_dict()}, tmp_path / "host.pth")
+    load_checkpoint(both, str(tmp_path / "host.pth"), map_location="cpu")
+    printed = capsys.readouterr().out
+    assert "unexpected" not in printed
+    missing = printed.partition("missing keys in source state_dict: ")[2].split()
+    assert sorted(key.strip(",") for key in missing) == [
+        f"neck.llm.{name}" for name in ("adapter_in.weight", "adapter_out.weight", "block._extra_state")
+    ]
+    loaded = {key.replace("backbone.backbone", "backbone").replace("neck.neck", "neck"): value
+              for key, value in both.state_dict().items()}  # fmt: skip
+    assert all(torch.equal(value, loaded[key]) for key, value in host.state_dict().items())
+
+
+def test_mmengine_s_own_way_without_this_tool(data: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
+    """`Config.fromfile`, `Runner.from_cfg`, in a folder with the data where the config says."""
+    from frozenllm.pointcloud.detection import config_path
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data["votenet"], tmp_path / "data" / "toy_scannet")
+    mine = tmp_path / "mine.py"
+    mine.write_text(f"_base_ = {str(config_path('toy_votenet_frozenllm'))!r}\ntrain_cfg = dict(max_epochs=1)\n")
+    cfg = Config.fromfile(mine)
+    cfg.work_dir, cfg.log_level = str(tmp_path / "run"), "ERROR"
+    runner = Runner.from_cfg(cfg)
+    before = [b.clone() for _, block in llm_blocks(runner.model) for b in block.buffers()]
+    runner.train()
+    after = [b for _, block in llm_blocks(runner.model) for b in block.buffers()]
+    assert before
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert (tmp_path / "run" / "epoch_1.pth").exists()
+
+
+def test_values_become_plain() -> None:
+    given = {"a": np.arange(3), 1: (np.float32(0.5), [np.int64(2)]), "s": {"x"}, "t": torch.ones(1), "n": None}
+    found = plain(given)
+    assert found == {"a": [0, 1, 2], 1: (0.5, [2]), "s": ["x"], "t": torch.ones(1), "n": None}
+    assert type(found[1][0]) is float

@@ -1,0 +1,252 @@
+"""Every recipe composes to the paper's values, and builds; so does every ablation."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from frozenllm.core import LLMBlock
+from frozenllm.core.training import build_model, compose_config, param_groups
+from frozenllm.core.training.composition import resolve
+from frozenllm.core.training.schedule import schedule_factor
+from frozenllm.core.training.settings import engine_settings
+from frozenllm.video import FrozenLLMVideoMAE
+from frozenllm.video.train import CONFIG
+
+FOLDER = resources.files(CONFIG)
+
+
+def names(group: str) -> list[str]:
+    files = [file.name for file in (FOLDER / group).iterdir() if file.name.endswith(".yaml")]
+    return sorted(name.removesuffix(".yaml") for name in files if not name.startswith("_"))
+
+
+RECIPES = names("recipe")
+ABLATIONS = names("ablation")
+PAPER = [f"ssv2_vit_{size}{tail}" for size in ("small", "base") for tail in ("", "_llama")]
+SPEC = "{hidden_size: 32, num_heads: 2, num_kv_heads: 2, head_dim: 16, intermediate_size: 48}"
+SEVEN_B = (
+    "{hidden_size: 4096, num_heads: 32, num_kv_heads: 32, head_dim: 128, intermediate_size: 11008, norm_eps: 1e-6}"
+)
+# A small block in the large one's place: the recipe's other choices stay.
+TINY = [f"+llm.spec={SPEC}", "llm.kind=random", "llm.dtype=null"]
+SMALL = ["model.host=null", "model.image_size=32", "model.num_frames=4", "+model.hidden_size=24"]
+SMALL += ["+model.num_attention_heads=2", "+model.intermediate_size=48", "+model.num_hidden_layers=2"]
+
+
+def composed(recipe: str, *overrides: str) -> DictConfig:
+    return compose_config(CONFIG, [f"recipe={recipe}", *overrides])
+
+
+def test_all_of_the_papers_rows_are_there() -> None:
+    assert {*PAPER, "moving_digits"} <= set(RECIPES)
+    assert {"mlp", "random_trained"} <= set(ABLATIONS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_builds_at_small_widths(recipe: str) -> None:
+    toy = recipe == "moving_digits"
+    kind = composed(recipe).llm.kind
+    cfg = composed(recipe, *([] if toy else SMALL), *(TINY if kind != "none" else []))
+    model = build_model(cfg)
+    assert isinstance(model, FrozenLLMVideoMAE)
+    assert (model.llm is not None) == (kind != "none")
+    out = model(torch.randn(2, 8 if toy else 4, 3, 32, 32))
+    assert out.shape == (2, cfg.data.num_classes)
+    out.sum().backward()
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_recipes_have_the_papers_values(recipe: str) -> None:
+    small, llama = "small" in recipe, recipe.endswith("_llama")
+    cfg = resolve(composed(recipe, "model.host=videomae.pth", "data.root=/data"))
+    assert cfg.llm.kind == ("pretrained" if llama else "none")
+    if llama:
+        assert (cfg.llm.source, list(cfg.llm.layers)) == ("huggyllama/llama-7b", [15])
+        assert not cfg.llm.trainable
+        assert (cfg.llm.positions, cfg.llm.attention, cfg.llm.adapter_init) == ("none", "bidirectional", None)
+    assert cfg.model.size == ("small" if small else "base")
+    assert (cfg.model.image_size, cfg.model.num_frames, cfg.model.num_classes) == (224, 16, 174)
+    assert (cfg.model.drop_path_rate, cfg.model.head_init_scale) == (0.1, 1e-3)
+    videos = {True: 24, False: 12}[small]
+    assert cfg.data.batch_size * (4 if llama else 2) == videos
+    assert cfg.data.samples_per_video == 2
+    assert cfg.data.collate == "video"
+    assert cfg.data.repeats == 1
+    expected: dict[str, Any] = {"type": "AdamW", "weight_decay": 0.05, "eps": 1e-8, "clip_grad": None, "ema": None}
+    assert {key: cfg.optim[key] for key in expected} == expected
+    assert list(cfg.optim.betas) == [0.9, 0.999]
+    assert cfg.optim.layer_decay == (0.7 if small else 0.75)
+    assert cfg.optim.adapter_lr_mult == 1.0
+    assert (cfg.schedule.epochs, cfg.schedule.warmup_epochs) == (40 if small else 30, 5)
+    mix = cfg.task.batch_transform
+    assert (mix.mixup_alpha, mix.cutmix_alpha, mix.prob, mix.switch_prob) == (0.8, 1.0, 1.0, 0.5)
+    assert (mix.label_smoothing, cfg.task.label_smoothing) == (0.1, 0.0)
+    augment = cfg.data.train.transform
+    assert (augment.auto_augment, augment.hflip, augment.erase) == ("rand-m7-n4-mstd0.5-inc1", 0.0, 0.25)
+    assert list(augment.scale) == [0.08, 1.0]
+    assert cfg.data.train.sampling.type == "segments"
+    assert cfg.data.test.views == {"temporal": 2, "spatial": 3}
+    assert cfg.test_checkpoint == "last"
+    assert (cfg.runtime.seed, cfg.runtime.precision) == (0, "fp16")
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_learning_rate_is_the_official_codes(recipe: str) -> None:
+    """Scaled by the videos of a step, warm-up from 0, cosine per iteration down to a scaled end."""
+    cfg = resolve(composed(recipe, "model.host=videomae.pth", "data.root=/data", "runtime.precision=fp32"))
+    world = 4 if recipe.endswith("_llama") else 2
+    settings = engine_settings(cfg, "runs", torch.device("cpu"), "none", world)
+    videos = cfg.data.batch_size * world
+    peak = {"small": 9.375e-5, "base": 2.34375e-5}[cfg.model.size]
+    assert settings["optim_wrapper"]["optimizer"]["lr"] == pytest.approx(peak)
+    shape = {key: settings["param_scheduler"][0][key] for key in ("epochs", "shape", "warmup", "start", "end", "shift")}
+    assert not settings["param_scheduler"][0]["per_epoch"]
+    steps = 168913 // videos
+    # utils.py, cosine_scheduler: its warm-up reaches the peak in its own last step, ours in the one after.
+    warmup, total = 5 * steps, cfg.schedule.epochs * steps
+    progress = np.arange(total - warmup) / (total - warmup)
+    end = 1e-6 * videos / 256
+    wanted = end + 0.5 * (peak - end) * (1 + np.cos(np.pi * progress))
+    at = [warmup, warmup + 1, warmup + 12345, total // 2, total - 1]
+    found = [peak * schedule_factor(step / steps, **shape) for step in at]
+    np.testing.assert_allclose(found, wanted[np.array(at) - warmup], rtol=1e-9)
+    for step in (0, 1, warmup // 3, warmup - 1):
+        official = np.linspace(0, peak, warmup)[step]
+        assert abs(peak * schedule_factor(step / steps, **shape) - official) <= peak / (warmup - 1) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_layer_decay_is_the_official_codes(recipe: str) -> None:
+    """Its table, printed: layer 0 is the embedding, block i layer i + 1, all the rest (adapters, head) the last."""
+    tiny = TINY if recipe.endswith("_llama") else []
+    with torch.device("cpu"):
+        cfg = composed(recipe, *SMALL[:-1], *tiny)  # all 12 blocks
+        model = build_model(cfg)
+    decay = cfg.optim.layer_decay
+    groups = param_groups(model, 1.0, 0.05, layer_decay=decay, no_decay=cfg.optim.no_decay)
+    found = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
+    assert found.keys() == {name for name, _ in model.named_parameters()}
+    table: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters():
+        if name.startswith("videomae.embeddings."):
+            layer = 0
+        elif match := re.match(r"videomae\.encoder\.layer\.(\d+)\.", name):
+            layer = int(match[1]) + 1
+        else:
+            layer = 13
+        table.setdefault(layer, set()).add(name.split(".")[0] if layer == 13 else name.rsplit(".", 2)[0])
+        scale, weight_decay = found[name]
+        assert scale == pytest.approx(decay ** (13 - layer)), name
+        assert weight_decay == (0.0 if parameter.ndim == 1 else 0.05), name
+    for layer in sorted(table):
+        print(f"{recipe}  layer {layer:2d}  scale {decay ** (13 - layer):.6f}  {', '.join(sorted(table[layer])[:3])}")
+    assert len(table) == 14
+    assert table[13] == {"fc_norm", "classifier"} | ({"llm"} if tiny else set())
+    adapters = [found[name] for name in found if "adapter" in name]
+    assert adapters == ([(1.0, 0.05)] * 2 if tiny else [])
+
+
+@pytest.mark.parametrize(("size", "adapters"), [("small", 3_145_728), ("base", 6_291_456)])
+def test_llama_hosts_have_the_papers_size(size: str, adapters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLaMA-7B's block and its adapters, without the weights."""
+    cfg = composed(f"ssv2_vit_{size}_llama", "model.host=null", f"+llm.spec={SEVEN_B}", "llm.kind=random")
+    monkeypatch.setattr("frozenllm.core.build.random_block", lambda spec, *args, **kwargs: _meta_block(spec))
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert sum(w.numel() for n, w in model.named_parameters() if n.startswith("llm.")) == adapters
+    assert model.llm.block.num_parameters() == 202_383_360
+
+
+def _meta_block(spec: Any) -> nn.Module:
+    from frozenllm.core.record import BlockRecord
+
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in spec.tensor_shapes().items()}
+    record = BlockRecord(source="test", revision=None, layers=(15,), dtype="float32", sha256="0" * 64)
+    return LLMBlock([spec], [tensors], {}, record, device="meta")
+
+
+def jobs(name: str, *overrides: str) -> list[list[str]]:
+    """The overrides of every job of a sweep, as Hydra's sweeper splits them."""
+    with initialize_config_module(CONFIG, version_base="1.3"):
+        cfg = compose("config", overrides=[f"ablation={name}"], return_hydra_config=True)
+    assert str(cfg.hydra.mode) == "RunMode.MULTIRUN"
+    params = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
+    parsed = OverridesParser.create().parse_overrides([*params, f"ablation={name}", *overrides])
+    return BasicSweeper.split_arguments(parsed, None)[0]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablation_composes_and_builds(name: str, recwarn: pytest.WarningsRecorder) -> None:
+    many = jobs(name)
+    seen = []
+    for job in many:
+        cfg = compose_config(CONFIG, [*job, *SMALL, f"+llm.spec={SPEC}", "llm.dtype=null"])
+        assert (cfg.recipe, cfg.name) == ("ssv2_vit_small_llama", name)
+        if cfg.llm.kind not in ("none", "mlp"):
+            assert cfg.llm.source == "huggyllama/llama-7b"
+        seen.append(json.dumps(OmegaConf.to_container(cfg.llm)))
+        if cfg.llm.kind == "pretrained":
+            cfg.llm.kind = "random"
+        cfg.llm.source = None
+        model = build_model(cfg)
+        out = model(torch.randn(1, 4, 3, 32, 32))
+        assert out.shape == (1, 174)
+        out.sum().backward()
+    assert len(set(seen)) == len(many) > 1
+    assert not [w for w in recwarn if "ignores" in str(w.message) and "spec" not in str(w.message)]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablation_builds_on_the_toy_data(name: str) -> None:
+    text = Path(str(FOLDER / "ablation" / f"{name}.yaml")).read_text()
+    line = re.search(r"^# Toy data: (.+)$", text, flags=re.MULTILINE)[1].split(" ")
+    for job in jobs(name, *line):
+        cfg = compose_config(CONFIG, job)
+        assert cfg.recipe == "moving_digits"
+        assert cfg.llm.source in (None, "bundled")
+        assert build_model(cfg)(torch.zeros(1, 8, 3, 32, 32)).shape == (1, 4)
+
+
+def test_llm_choices_all_build() -> None:
+    for choice in ("none", "bundled", "random", "random_trained", "finetuned", "mlp"):
+        model = build_model(composed("moving_digits", f"llm={choice}"))
+        assert isinstance(model.llm, nn.Module) == (choice != "none"), choice
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    (["recipe=ssv2"], "choose one of"),
+    (["model.width=3"], "model.width"),
+])  # fmt: skip
+def test_mistyped_overrides_give_one_sentence(overrides: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        compose_config(CONFIG, overrides)
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    (["model.size=huge"], "small, base"),
+    (["+model.widht=3"], "no option widht"),
+    (["model.host=/no/such/file.pth"], "there is nothing at /no/such/file.pth"),
+    (["model.freeze_host=true", "llm=none"], "nothing to train"),
+])  # fmt: skip
+def test_wrong_model_options_give_one_sentence(overrides: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        build_model(composed("moving_digits", *overrides))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_papers_host_must_be_named() -> None:
+    with pytest.raises(ValueError, match=r"model\.host is missing"):
+        resolve(composed("ssv2_vit_small"))

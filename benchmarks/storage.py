@@ -18,7 +18,7 @@ import torch
 from frozenllm.core import BlockSpec, FrozenLLMLayer, LLMBlock, random_block
 
 LLAMA_7B = BlockSpec(hidden_size=4096, num_heads=32, num_kv_heads=32, head_dim=128, intermediate_size=11008)
-STORAGES = [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.bfloat16, True)]
+STORAGES = [(dtype, quantize) for dtype in (torch.float32, torch.bfloat16) for quantize in (None, "int8", "int4")]
 
 
 def stored_bytes(block: LLMBlock) -> int:
@@ -51,15 +51,15 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.batch} x 197 tokens, 384 wide")
     print("compute    storage    block      error    one token read      all tokens")
-    for dtype, int8 in STORAGES:
-        block = LLMBlock(original.specs, weights, norm, original.record, dtype=dtype, int8=int8)
+    for dtype, quantize in STORAGES:
+        block = LLMBlock(original.specs, weights, norm, original.record, dtype=dtype, quantize=quantize)
         with torch.no_grad():
             error = ((block(hidden.to(dtype)).float() - hidden) - update).norm() / update.norm()
         layer = FrozenLLMLayer(384, block)
         one, everything = (step_seconds(layer, tokens, r, args.repetitions) for r in (slice(0, 1), None))
         row: dict[str, object] = {
             "compute": str(dtype).removeprefix("torch."),
-            "storage": "int8" if int8 else str(dtype).removeprefix("torch."),
+            "storage": quantize or str(dtype).removeprefix("torch."),
             "megabytes": stored_bytes(block) / 1e6,
             "error": error.item(),
             "one_token_seconds": one,

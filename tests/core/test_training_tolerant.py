@@ -62,6 +62,10 @@ def test_evaluation_has_stand_ins_that_are_counted_and_logged_once(caplog: pytes
     assert [record.getMessage() for record in caplog.records] == ["Skipped a sample: number 1 is broken."]
 
 
+def test_it_can_be_looped_over() -> None:
+    assert [x for x, _ in Numbers(3, {1}, train=True, on_error="skip")] == [0, 2, 2]
+
+
 def test_raising_is_the_default_and_other_errors_are_not_the_policys() -> None:
     with pytest.raises(BrokenSample, match=r"number 1 is broken; repair or remove it, or set on_error to skip\.$"):
         Numbers(4, {1}, train=True)[1]
@@ -112,7 +116,13 @@ def test_the_command_line_names_the_broken_sample(
     with pytest.raises(SystemExit) as exit_info:
         run_cli(
             CONFIG,
-            [f"runs={tmp_path}", "runtime.console=false", f"runtime.workers={workers}", "data.train.type=Broken"],
+            [
+                f"runs={tmp_path}",
+                "runtime.console=false",
+                "runtime.plots=false",
+                f"runtime.workers={workers}",
+                "data.train.type=Broken",
+            ],
         )
     torch.set_num_threads(threads)
     assert exit_info.value.code == 1
@@ -131,7 +141,7 @@ def test_the_test_set_is_evaluated_after_the_last_epoch(tmp_path: Path) -> None:
     assert result.test == whole.test
     assert result.test.keys() == {"accuracy/top1"}
     assert json.loads((tmp_path / "tiny/a/summary.json").read_text())["test"] == result.test
-    common = [f"runs={tmp_path}", "name=b", "runtime.console=false", "runtime.threads=1"]
+    common = [f"runs={tmp_path}", "name=b", "runtime.console=false", "runtime.plots=false", "runtime.threads=1"]
     again = evaluate(compose_config(CONFIG, [*common, TEST_SET, "split=test"]))
     assert again == whole.test
     with pytest.raises(ValueError, match=r"split=test needs data\.test"):
@@ -154,13 +164,14 @@ def test_the_test_set_with_the_best_weights(tmp_path: Path) -> None:
 
 
 def test_long_evaluations_say_how_far_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Journal.__init__, "__defaults__", (50, 60.0, 0.0))
+    build = Journal.__init__
+    monkeypatch.setattr(Journal, "__init__", lambda self, **options: build(self, **options, val_line_every_seconds=0.0))
     folder = Path(
         run(
             tmp_path, "name=a", TEST_SET, "schedule.epochs=1", "schedule.warmup_epochs=0", "data.val_batch_size=8"
         ).run_dir
     )
     log = (folder / "train.log").read_text()
-    assert re.search(r"  val  1/\d+  left 0:00:0\d\n", log)
-    assert re.search(r"  test  4/5  left 0:00:0\d\n", log)
+    assert re.search(r"  val  1/\d+  left [\d:]+\n", log)
+    assert re.search(r"  test  4/5  left [\d:]+\n", log)
     assert "test  5/5" not in log

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from av2.datasets.motion_forecasting import scenario_serialization
 from av2.datasets.motion_forecasting.data_schema import (
     ArgoverseScenario,
@@ -18,7 +21,7 @@ from av2.map.map_api import ArgoverseStaticMap
 
 from frozenllm.motion.data import argoverse2
 from frozenllm.motion.data.argoverse2 import Argoverse2, Window, read_map, read_scenario
-from frozenllm.motion.scene import AGENT_TYPES, LANE_ATTRIBUTES, MapPolylines
+from frozenllm.motion.scene import AGENT_TYPES, LANE_ATTRIBUTES, MapPolylines, rotation
 
 NO_MAP = MapPolylines.from_lists([], [])
 
@@ -89,6 +92,35 @@ def test_maps_are_those_that_av2_reads(toy2: Path) -> None:
         sides = np.linalg.norm(np.diff(outline, axis=0), axis=1)  # it does not cross itself
         assert sides[0] == pytest.approx(sides[2], rel=0.2)
         assert sides.sum() < 2 * (sides[0] + min(sides[1], sides[3])) + 1
+
+
+def test_turning_and_shifting_the_files_changes_nothing(toy2: Path, tmp_path: Path) -> None:
+    folder = sorted((toy2 / "val").iterdir())[0]
+    moved = tmp_path / "val" / folder.name
+    moved.mkdir(parents=True)
+    turn, shift = rotation(2.4), np.array([-731.0, 88.5])
+    table = pd.read_parquet(folder / f"scenario_{folder.name}.parquet")
+    table[["position_x", "position_y"]] = table[["position_x", "position_y"]].to_numpy() @ turn.T + shift
+    table[["velocity_x", "velocity_y"]] = table[["velocity_x", "velocity_y"]].to_numpy() @ turn.T
+    table["heading"] += 2.4
+    table.to_parquet(moved / f"scenario_{folder.name}.parquet")
+
+    def move(node: object) -> object:
+        if isinstance(node, list):
+            return [move(entry) for entry in node]
+        if isinstance(node, dict) and "x" in node:
+            x, y = turn @ [node["x"], node["y"]] + shift
+            return {"x": x, "y": y, "z": node["z"]}
+        return {key: move(value) for key, value in node.items()} if isinstance(node, dict) else node
+
+    archive = json.loads((folder / f"log_map_archive_{folder.name}.json").read_text())
+    (moved / f"log_map_archive_{folder.name}.json").write_text(json.dumps(move(archive)))
+    a, b = argoverse2(toy2, "val", radius=50.0)[0], argoverse2(tmp_path, "val", radius=50.0)[0]
+    assert not np.allclose(a["origin"], b["origin"])
+    for part in ("inputs", "targets"):
+        for key, value in a[part].items():
+            # What float32 and the interpolation of centrelines leave.
+            assert torch.allclose(value.double(), b[part][key].double(), atol=1e-4), key
 
 
 def test_test_sets_have_no_future_and_all_scenarios(toy2: Path) -> None:

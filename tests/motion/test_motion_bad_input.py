@@ -226,7 +226,8 @@ def test_maps_of_cities_that_are_missing_or_damaged(copy1: Path, tmp_path: Path)
         with pytest.raises(ValueError, match=rf"{folder.name} has no vector maps .* set use_map to false"):
             argoverse1(copy1, "val", maps=folder)
     assert len(argoverse1(copy1, "val", maps=tmp_path / "nowhere", use_map=False)[0]["inputs"]["lanes"]) == 0
-    texts = ("<a><way", "<a/>", '<a><way lane_id="1"><nd ref="5"/></way></a>')
+    texts = ["<a><way", "<a/>", '<a><way lane_id="1"><nd ref="5"/></way></a>']
+    texts.append(re.sub(r' x="[-\d.]+"', ' x="nan"', next((copy1 / "map_files").iterdir()).read_text(), count=3))
     for number, text in enumerate(texts):  # another folder each time: maps are kept in memory by their path
         folder = tmp_path / f"maps{number}"
         folder.mkdir()

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from frozenllm.core.training import BrokenSample
 from frozenllm.motion import preprocess
-from frozenllm.motion.cache import CachedScenes, read_index, shard_name
+from frozenllm.motion.cache import CachedScenes, read_index
 from frozenllm.motion.data import argoverse1, argoverse2, collate_scenes
 from frozenllm.motion.preprocess import main, verify, write_cache
+from frozenllm.motion.shards import shard_name
 
 
 def write(

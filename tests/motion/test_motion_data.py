@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
-from frozenllm.core.training import BrokenSample
+from frozenllm.core.training import DATASETS, FUNCTIONS, BrokenSample, compose_config
 from frozenllm.motion.constant_velocity import ConstantVelocity
 from frozenllm.motion.data import Window, argoverse1, argoverse2, centre, collate_scenes
 from frozenllm.motion.data.argoverse1 import headings_of
@@ -21,6 +22,7 @@ from frozenllm.motion.metrics import mode_errors
 from frozenllm.motion.scene import AGENT_FEATURES, LANE_ATTRIBUTES, MapPolylines, Scene, to_agent, to_city
 from frozenllm.motion.toy.city import make_city
 from frozenllm.motion.toy.recording import record
+from frozenllm.motion.train import CONFIG
 
 WINDOW = Window(history=20, horizon=30, radius=60.0)
 
@@ -209,3 +211,26 @@ def test_batches_pad_with_what_is_not_valid(toy1: Path, toy2: Path) -> None:
     mixed = [argoverse2(toy2, "val", horizon=h)[0] for h in (10, 20)]
     with pytest.raises(ValueError, match=r"differ in steps: 20 and 10 for targets\.future"):
         collate_scenes(mixed)
+
+
+@pytest.mark.parametrize("name", ["argoverse1", "argoverse2", "toy_argoverse1", "toy_argoverse2"])
+def test_data_configs_build_what_they_say(name: str, toy1: Path, toy2: Path) -> None:
+    root = {"1": toy1, "2": toy2}[name[-1]]
+    toy = (
+        ["data.toy.train=12", "data.toy.val=6", "data.toy.test=3"] if name.startswith("toy") else [f"data.root={root}"]
+    )
+    data = compose_config(CONFIG, [f"data={name}", *toy]).data
+    assert data.collate == "scenes"
+    batches = []
+    for role, size in (("train", 12), ("val", 6)):
+        dataset = DATASETS.build(OmegaConf.to_container(data[role], resolve=True))
+        assert len(dataset) == size
+        assert dataset.train == (role == "train")
+        batches.append(next(iter(DataLoader(dataset, batch_size=4, collate_fn=FUNCTIONS.get(data.collate)))))
+    for batch in batches:
+        steps = (20, 30) if name.endswith("1") else (50, 60)
+        assert (batch["inputs"]["agents"].shape[2], batch["targets"]["future"].shape[1]) == steps
+        assert steps == (data.history, data.horizon)
+    if not name.startswith("toy"):
+        with pytest.raises(ValueError, match=r"needs its folder: data\.root="):
+            DATASETS.build(OmegaConf.to_container(compose_config(CONFIG, [f"data={name}"]).data.val, resolve=True))

@@ -58,7 +58,7 @@ def build_small(cfg: DictConfig) -> MotionHost:
 
 
 def test_all_rows_are_there() -> None:
-    assert {*PAPER, "toy"} == set(RECIPES)
+    assert {*PAPER, "traffic"} == set(RECIPES)
     assert {"capacity", "mlp", "random_trained", "insert", "modes", "loss", "lr_drop"} == set(ABLATIONS)
 
 
@@ -69,7 +69,7 @@ def test_recipe_builds_at_small_widths(recipe: str) -> None:
     model = build_small(cfg)
     assert isinstance(model, MMTransformer if "mmtransformer" in recipe else VectorNet)
     assert (model.llm is not None) == (kind != "none")
-    steps = {"argoverse1": (20, 30), "argoverse2": (50, 60), "toy": (50, 60)}[recipe.split("_")[0]]
+    steps = {"argoverse1": (20, 30), "argoverse2": (50, 60), "traffic": (50, 60)}[recipe.split("_")[0]]
     assert (cfg.data.history, cfg.data.horizon) == steps
     output = model(**random_inputs(2, 3, 4, history=steps[0]))
     assert output["trajectories"].shape == (2, 6, steps[1], 2)
@@ -173,7 +173,7 @@ def test_ablation_composes_and_builds(name: str, toy: bool) -> None:
     for job in many:
         cfg = resolve(compose_config(CONFIG, [*job, "data.root=/data"]))
         assert cfg.name == name
-        assert cfg.recipe == "toy" if toy else cfg.recipe.startswith("argoverse1_")
+        assert cfg.recipe == "traffic" if toy else cfg.recipe.startswith("argoverse1_")
         if cfg.llm.kind not in ("none", "mlp"):
             assert cfg.llm.source == ("bundled" if toy else "huggyllama/llama-7b")
         parts = {part: OmegaConf.to_container(cfg[part]) for part in ("llm", "model", "task", "schedule")}
@@ -187,7 +187,7 @@ def test_ablation_composes_and_builds(name: str, toy: bool) -> None:
 
 def test_llm_choices_all_build() -> None:
     for choice in ("none", "bundled", "random", "random_trained", "finetuned", "mlp"):
-        model = build_model(composed("toy", f"llm={choice}"))
+        model = build_model(composed("traffic", f"llm={choice}"))
         assert isinstance(model.llm, nn.Module) == (choice != "none"), choice
 
 
@@ -207,5 +207,5 @@ def test_mistyped_overrides_give_one_sentence(override: str, words: str) -> None
 ])  # fmt: skip
 def test_wrong_model_options_give_one_sentence(overrides: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
-        build_model(composed("toy", *overrides))
+        build_model(composed("traffic", *overrides))
     assert "\n" not in str(caught.value)

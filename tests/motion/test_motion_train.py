@@ -99,6 +99,8 @@ def test_recipe_writes_a_valid_submission(run: tuple[list[str], Path], tmp_path:
         np.testing.assert_allclose(written, city[order], atol=1e-3)
         np.testing.assert_allclose(written_chances, chances[order], atol=1e-5)
         assert written_chances.sum() == pytest.approx(1.0)
+    _, figures = submit.submit(trained, split="val", out=tmp_path / "val", progress=False)
+    assert figures == pytest.approx(json.loads((folder / "summary.json").read_text())["metrics"], rel=1e-4)
 
 
 def _read_argoverse1(path: Path) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
@@ -112,63 +114,57 @@ def _read_argoverse2(path: Path) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
     return {(name, track): (p, t) for name, (p, tracks) in predictions.items() for track, t in tracks.items()}
 
 
-def test_submission_scores_a_split_with_futures(toy2: Path, run: tuple[list[str], Path], tmp_path: Path) -> None:
-    settings, folder = run
-    if "argoverse2_vectornet" not in settings[0]:
-        pytest.skip("once is enough")
-    trained = load_trained(folder, [f"data.root={toy2}", "data.val_batch_size=2"])
-    _, figures = submit.submit(trained, split="val", out=tmp_path / "val.parquet", progress=False)
-    assert figures == pytest.approx(json.loads((folder / "summary.json").read_text())["metrics"], rel=1e-4)
-
-
-def call(*arguments: str, cwd: Path, module: str | None = None) -> subprocess.CompletedProcess[str]:
-    program = ["-m", module] if module else [str(ROOT / "tools" / "train_motion.py")]
-    return subprocess.run(
-        [sys.executable, *program, *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def test_tool_and_submission_from_the_command_line(tmp_path: Path, toy2: Path) -> None:
-    options = ["recipe=toy", f"data.root={toy2}", "data.toy={train: 12, val: 6, test: 3, seed: 0}", "name=it"]
-    options += [*TINY["vectornet"], *SHORT, "runtime.stop_after=4"]
-    done = call(*options, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def by_tool(tmp_path_factory: pytest.TempPathFactory, toy2: Path) -> Path:
+    """Four steps on the toy data with the bundled block, from the command line."""
+    folder = tmp_path_factory.mktemp("tool")
+    options = ["recipe=traffic", f"data.root={toy2}", "data.toy={train: 12, val: 6, test: 3, seed: 0}", "name=it"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "train_motion.py"), *options, *TINY["vectornet"], *SHORT,
+         "runtime.stop_after=4"],
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "runs" / "toy" / "it"
-    summary = json.loads((folder / "summary.json").read_text())
+    return folder / "runs" / "traffic" / "it"
+
+
+def test_tool_and_submission_from_the_command_line(by_tool: Path, capsys: pytest.CaptureFixture) -> None:
+    summary = json.loads((by_tool / "summary.json").read_text())
     assert (summary["iterations"], summary["frozen"]) == (4, 791_040)
-    done = call("runs/toy/it", "data.max_lanes=20", cwd=tmp_path, module="frozenllm.motion.submit")
-    assert done.returncode == 0, done.stderr
-    assert len(_read_argoverse2(folder / "submission.parquet")) == 3
+    submit.main([str(by_tool), "data.max_lanes=20", "--checkpoint", "last"])
+    assert f"wrote {by_tool / 'submission.parquet'}" in capsys.readouterr().out
+    assert len(_read_argoverse2(by_tool / "submission.parquet")) == 3
 
 
-def test_what_is_wrong_is_said_in_one_sentence(
-    tmp_path: Path, toy2: Path, capsys: pytest.CaptureFixture, run: tuple[list[str], Path]
-) -> None:
-    settings, folder = run
-    cases = [
-        ([str(tmp_path)], "There is no checkpoint at"),
-        ([str(folder), "data.fou=1"], "does not change the run's config"),
-        ([str(folder), "--split", "nothing"], "splits"),
-        ([str(folder), "data.root=/no/such/folder"], "/no/such/folder"),
-    ]
-    for arguments, words in cases:
-        with pytest.raises(SystemExit) as stopped:
-            submit.main(arguments)
-        assert str(stopped.value).startswith("error: "), arguments
-        assert words in str(stopped.value)
-        assert "\n" not in str(stopped.value)
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["data.fou=1"], "does not change the run's config"),
+    (["--split", "nothing"], "splits"),
+    (["data.radius=-1"], "radius must be positive"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_in_one_sentence(by_tool: Path, arguments: list[str], words: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        submit.main([str(by_tool), *arguments])
+    assert str(stopped.value).startswith("error: ")
+    assert words in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="There is no checkpoint at"):
+        submit.main([str(tmp_path)])
 
 
 def test_toy_prints_both_arms_beside_constant_velocity(
     tmp_path: Path, toy2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sizes = ["data.toy={train: 12, val: 6, test: 3, seed: 0}", *TINY["vectornet"], *SHORT, "schedule.epochs=1"]
+    sizes = [
+        "data.toy={train: 12, val: 6, test: 3, seed: 0}",
+        *TINY["vectornet"],
+        *SHORT,
+        "schedule.epochs=1",
+        "schedule.warmup_epochs=0",
+    ]
     monkeypatch.setattr(tool, "TOY", [*tool.TOY, *sizes])
     tool.main([])
     printed = capsys.readouterr().out
@@ -178,7 +174,7 @@ def test_toy_prints_both_arms_beside_constant_velocity(
     assert f"{wanted['minFDE6']:.2f}" in row
     assert f"{wanted['minADE1']:.2f}" in row
     rows = {arm: line.split() for arm in tool.ARMS for line in printed.splitlines() if line.startswith(arm)}
-    summary = json.loads((tmp_path / "runs" / "toy" / "host-alone" / "seed0" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "runs" / "toy" / "traffic" / "host-alone" / "seed0" / "summary.json").read_text())
     assert f"{summary['metrics']['motion/minFDE6']:.2f}" in rows["host alone"]
     assert f"{summary['trainable']:,}" in rows["host alone"]
     assert "791,040" in rows["+ frozen bundled block"]

@@ -24,7 +24,7 @@ SIZES = dict(seed=st.integers(0, 10_000), count=st.integers(1, 24))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _installed() -> None:
+def _installed(uncompiled_mmdet3d: None) -> None:
     assert cpu_ops.install()
     assert cpu_ops.install()  # twice is harmless
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frozenllm.pointcloud.detection.toy_files import MANIFEST
+from frozenllm.core.toy_folder import MANIFEST
 from frozenllm.pointcloud.detection.toy_kitti import corners, points_in_box, scene, write_kitti
 from frozenllm.pointcloud.detection.toy_scannet import CLASSES, NYU40, write_scannet
 
@@ -39,11 +39,11 @@ def test_scenes_are_the_same_every_time_and_differ_by_seed(name: str, folders: d
 @pytest.mark.parametrize("name", TOYS)
 def test_a_folder_with_something_else_is_left_alone(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     before = digest(folders[name])
-    with pytest.raises(ValueError, match="holds toy scenes written with other settings"):
+    with pytest.raises(ValueError, match="holds toy data written with other settings"):
         TOYS[name](folders[name], train=3, val=2)
     assert digest(folders[name]) == before
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds something else than toy scenes"):
+    with pytest.raises(ValueError, match="holds something else than toy data"):
         TOYS[name](tmp_path)
     assert (tmp_path / "thesis.txt").exists()
     assert not (tmp_path / MANIFEST).exists()
@@ -61,8 +61,9 @@ def test_a_scanner_sees_the_near_sides_only() -> None:
     assert not any(overlaps)
 
 
-def test_kitti_boxes_come_back_from_the_camera_s_frame(folders: dict[str, Path]) -> None:
-    datasets = pytest.importorskip("mmdet3d.datasets", reason="needs the extra [mmdet3d]")
+def test_kitti_boxes_come_back_from_the_camera_s_frame(folders: dict[str, Path], uncompiled_mmdet3d: None) -> None:
+    from mmdet3d import datasets
+
     data = datasets.KittiDataset(
         str(folders["kitti"]), "kitti_infos_train.pkl", data_prefix={"pts": "training/velodyne_reduced"}
     )
@@ -99,8 +100,9 @@ def test_kitti_objects_lie_around_their_own_origin(folders: dict[str, Path]) -> 
             assert points_in_box(own, entry["box3d_lidar"]).mean() > 0.9
 
 
-def test_scannet_boxes_bound_the_aligned_points(folders: dict[str, Path]) -> None:
-    datasets = pytest.importorskip("mmdet3d.datasets", reason="needs the extra [mmdet3d]")
+def test_scannet_boxes_bound_the_aligned_points(folders: dict[str, Path], uncompiled_mmdet3d: None) -> None:
+    from mmdet3d import datasets
+
     pipeline = [
         {"type": "LoadPointsFromFile", "coord_type": "DEPTH", "load_dim": 6, "use_dim": [0, 1, 2]},
         {"type": "LoadAnnotations3D", "with_mask_3d": True, "with_seg_3d": True},

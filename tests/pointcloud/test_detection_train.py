@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,44 +14,38 @@ import torch
 
 pytest.importorskip("mmdet3d", reason="needs the extra [mmdet3d]")
 pytest.importorskip("mmcv.ops", reason="needs mmcv built with its operators")
-numba = pytest.importorskip("numba")
 
-from mmengine.config import Config  # noqa: E402
-from mmengine.registry import DefaultScope  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 
-from frozenllm.core.block import llm_blocks  # noqa: E402
-from frozenllm.pointcloud.detection import train as tool  # noqa: E402
-from frozenllm.pointcloud.detection.checkpoints import plain  # noqa: E402
-from frozenllm.pointcloud.detection.toy_kitti import write_kitti  # noqa: E402
-from frozenllm.pointcloud.detection.toy_scannet import write_scannet  # noqa: E402
+from frozenllm.core.block import llm_blocks
+from frozenllm.pointcloud.detection import train as tool
+from frozenllm.pointcloud.detection.checkpoints import plain
+from frozenllm.pointcloud.detection.toy_kitti import write_kitti
+from frozenllm.pointcloud.detection.toy_scannet import write_scannet
+from frozenllm.pointcloud.detection.train import load_config
 
 TOYS = {"votenet": write_scannet, "pointpillars": write_kitti}
+SMALLER = {
+    "votenet": {"model.backbone.num_points": (64, 32, 16, 8), "model.bbox_head.vote_aggregation_cfg.num_point": 16},
+    "pointpillars": {},
+}
 METRIC = {
     "votenet": "mAP_0.25",
     "pointpillars": "Kitti metric/pred_instances_3d/KITTI/Overall_3D_AP40_moderate",
 }
 
 
-@contextlib.contextmanager
-def without_compiler() -> Iterator[None]:
-    """mmdet3d's numba functions as the Python they are: compiling them takes longer than all of the tests."""
-    before = numba.config.DISABLE_JIT
-    numba.config.DISABLE_JIT = True
-    try:
-        yield
-    finally:
-        numba.config.DISABLE_JIT = before
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _imports() -> Iterator[None]:
-    with without_compiler():
-        import mmdet3d.datasets
-        import mmdet3d.evaluation  # noqa: F401
+def _quick(uncompiled_mmdet3d: None) -> Iterator[None]:
+    """Without yapf's layout of configs, which takes longer than the steps; and runners' scope goes with them."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("mmengine.config.config.FormatCode", lambda text, **_: (text, True))
     scope = DefaultScope.get_current_instance()
     yield
-    if scope is not None:  # runners leave theirs
+    patch.undo()
+    if scope is not None:
         DefaultScope._instance_dict.pop(scope.instance_name, None)
         DefaultScope._instance_dict[scope.instance_name] = scope
 
@@ -69,9 +62,10 @@ def config(name: str, data: dict[str, Path], work_dir: Path, epochs: int = 1, **
         "log_level": "ERROR",
         "train_cfg.max_epochs": epochs,
         "train_cfg.val_interval": epochs,
+        **SMALLER[name.split("_")[1]],
         **options,
     }
-    return tool.load_config(name, data_root=data[name.split("_")[1]], options=settings)
+    return load_config(name, data_root=data[name.split("_")[1]], options=settings)
 
 
 @pytest.mark.parametrize("detector", TOYS)
@@ -183,3 +177,42 @@ def test_values_become_plain() -> None:
     found = plain(given)
     assert found == {"a": [0, 1, 2], 1: (0.5, [2]), "s": ["x"], "t": torch.ones(1), "n": None}
     assert type(found[1][0]) is float
+
+
+def test_the_command_line(data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    common = ["toy_votenet_frozenllm", "--data-root", str(data["votenet"]), "--work-dir", str(tmp_path / "run")]
+    quiet = ["--cfg-options", "train_cfg.max_epochs=1", "log_level=ERROR"]
+    tool.main([*common, *quiet])
+    capsys.readouterr()
+    tool.main([*common, "--eval-only", str(tmp_path / "run" / "epoch_1.pth"), *quiet])
+    printed = capsys.readouterr().out
+    assert 0 <= json.loads(printed[printed.index("{\n") :])["mAP_0.25"] <= 1
+    for arguments, message in [
+        ([*common, *quiet], "error: "),
+        (["votenet_scanet"], "error: There is no config 'votenet_scanet'; there are pointpillars_kitti, "),
+        (["mine.py"], "error: There is no config file mine.py"),
+        ([*common, "--eval-only", "no.pth"], "error: There is no checkpoint at no.pth."),
+        (["votenet_scannet", "--data-root", str(tmp_path)], f"error: There is no annotation file {tmp_path}/scannet_"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            tool.main(arguments)
+        assert stopped.value.code == 1
+        assert capsys.readouterr().err.strip().splitlines()[-1].startswith(message)
+
+
+def test_without_arguments_both_arms_are_trained(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def shorter(name: str, options: dict[str, Any]) -> Config:
+        seen.append(name)
+        return config(name, data, Path(options["work_dir"]))
+
+    monkeypatch.setattr(tool, "load_config", shorter)
+    tool.main([])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("host alone", "+ frozen"))]
+    assert seen == ["toy_votenet", "toy_votenet_frozenllm"]
+    assert " 0 " in rows[0]
+    assert "791,296" in rows[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 
 import pytest
@@ -36,13 +37,12 @@ def compose(recipe: str, *overrides: str) -> DictConfig:
 
 def test_all_of_the_papers_rows_are_there() -> None:
     rows = [*VARIANTS, *DENSITIES]
-    assert set(RECIPES) == {*rows, *(f"{row}_llama" for row in rows), "toy"}
+    assert set(RECIPES) == {*rows, *(f"{row}_llama" for row in rows), "shapes"}
 
 
-@pytest.mark.parametrize("protocol", ["official", "clean"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("recipe", "protocol"), [*((r, "official") for r in RECIPES), ("shapes", "clean")])
 def test_recipe_builds_at_small_widths(recipe: str, protocol: str) -> None:
-    with_layer = compose(recipe).llm.kind != "none"
+    with_layer = recipe == "shapes" or recipe.endswith("_llama")
     cfg = compose(recipe, f"protocol={protocol}", *SMALL, *(TINY if with_layer else []))
     model = build_model(cfg)
     assert isinstance(model, PointBERT)
@@ -52,7 +52,7 @@ def test_recipe_builds_at_small_widths(recipe: str, protocol: str) -> None:
     out.sum().backward()
 
 
-@pytest.mark.parametrize("recipe", [r for r in RECIPES if r != "toy"])
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r != "shapes"])
 def test_recipes_have_the_papers_values(recipe: str) -> None:
     cfg = compose(recipe)
     OmegaConf.resolve(cfg)
@@ -104,7 +104,7 @@ def test_protocols_choose_where_paper_and_code_disagree() -> None:
     for name in ("cls_token", "norm.weight", "head.3.bias", "encoder.first_conv.1.weight"):
         assert official[name] == (pytest.approx(5e-5), 0.0)
         assert clean[name] == (pytest.approx(5e-4), 0.0)
-    for recipe in ("scanobjectnn_hardest", "modelnet40_1k", "toy"):
+    for recipe in ("scanobjectnn_hardest", "modelnet40_1k", "shapes"):
         cfg = compose(recipe, "protocol=official")
         OmegaConf.resolve(cfg)
         assert (cfg.data.train.part, cfg.data.val.part, cfg.data.val.split) == ("all", "all", "test")
@@ -137,21 +137,25 @@ def jobs(name: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", files("ablation"))
-@pytest.mark.parametrize("recipe", ["scanobjectnn_hardest_llama", "toy"])
-def test_ablations_build(name: str, recipe: str) -> None:
-    seen = []
-    for job in jobs(name):
-        job = [o for o in job if recipe != "toy" or not o.startswith(("llm.source", "llm.layers"))]
-        job = [o.replace("llama_7b", "bundled") if recipe == "toy" else o for o in job]
-        cfg = compose_config(CONFIG, [*job, f"recipe={recipe}", *SMALL])
-        assert cfg.name == name
+def test_ablations_build(name: str) -> None:
+    """Jobs differ from each other, stay in the ablation's folder, and build; the first and the last stand for all."""
+    many = jobs(name)
+    assert len({tuple(job) for job in many}) == len(many) > 1
+    for job in (many[0], many[-1]):
+        cfg = compose_config(CONFIG, [*job, *SMALL])
+        assert (cfg.name, cfg.data.variant) == (name, "hardest")
         if cfg.llm.kind != "none":
-            cfg.llm = {**cfg.llm, "spec": OmegaConf.create(SPEC), "source": None, "dtype": None}
-            cfg.llm.kind = "random" if cfg.llm.kind == "pretrained" else cfg.llm.kind
-            cfg.llm.layers = [0]
-        assert build_model(cfg)(torch.randn(1, 32, 3)).shape[0] == 1
-        seen.append(tuple(job))
-    assert len(set(seen)) == len(seen) or recipe == "toy"
+            cfg.llm = {**cfg.llm, "spec": OmegaConf.create(SPEC), "source": None, "dtype": None, "layers": [0]}
+            cfg.llm.kind = "random"
+        assert build_model(cfg)(torch.randn(1, 32, 3)).shape == (1, 15)
+
+
+@pytest.mark.parametrize("name", files("ablation"))
+def test_the_line_for_toy_data_composes(name: str) -> None:
+    text = (resources.files(CONFIG) / "ablation" / f"{name}.yaml").read_text()
+    line = re.search(r"^# Toy data: (.+)$", text, flags=re.MULTILINE)[1].split(" ")
+    chosen = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(line), None)[0][-1]
+    assert compose_config(CONFIG, [*chosen, f"ablation={name}"]).recipe == "shapes"
 
 
 def test_the_adapters_rate_is_what_its_ablation_sweeps() -> None:

@@ -30,8 +30,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, toy_frames_root: Path) -> dic
     files = {}
     threads = torch.get_num_threads()
     for arm in ("none", "bundled"):
-        overrides = [f"llm={arm}", f"data.root={toy_frames_root}", "data.toy={train_videos: 24, val_videos: 8}"]
-        overrides += [f"runs={folder}", "data.batch_size=4", "runtime.stop_after=2", "runtime.console=false"]
+        overrides = [f"llm={arm}", f"data.root={toy_frames_root}", "+data.toy.train_videos=24"]
+        overrides += [
+            "+data.toy.val_videos=8",
+            f"runs={folder}",
+            "data.batch_size=4",
+            "runtime.stop_after=2",
+            "runtime.console=false",
+        ]
         result = train(compose_config(CONFIG, [*overrides, "optim.lr=0.01"]))
         files[arm] = Path(result.run_dir) / "checkpoints" / "last.pt"
     torch.set_num_threads(threads)
@@ -61,9 +67,8 @@ def test_official_checkpoint(official: Path, video: Path, tmp_path: Path, capsys
     predictor = load_predictor(official, official={"llm_heads": LLM_HEADS, "image_size": SIDE, "num_frames": FRAMES})
     frames = read_video(video, lambda n: (n / FRAMES * (np.arange(FRAMES) + 0.5)).astype(int), "pyav")
     clip = torch.nn.functional.interpolate(frames.float(), SIDE, mode="bilinear").round() / 255
-    clip = (clip - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
-        3, 1, 1
-    )
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    clip = (clip - mean) / std
     with torch.no_grad():
         wanted = predictor.model(clip[None]).softmax(1)[0]
     values, order = wanted.topk(5)

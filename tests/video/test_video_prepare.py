@@ -117,7 +117,14 @@ def test_lists_leave_the_videos_where_they_are(original: Path, tmp_path: Path) -
 def test_workers_write_the_same(original: Path, tmp_path: Path, to: str) -> None:
     run(original, tmp_path / "one", to=to)
     run(original, tmp_path / "two", to=to, workers=2)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name, content in one.items():
+        if name.endswith(".mp4"):  # x264 gives other bytes at times, also in one process
+            clips = [read_video(tmp_path / root / name, np.arange, "pyav").float() for root in ("one", "two")]
+            assert (clips[0] - clips[1]).abs().mean() < 2
+        else:
+            assert two[name] == content
     done = [json.loads(line)["id"] for line in (tmp_path / "two" / "done.jsonl").read_text().splitlines()]
     assert sorted(done, key=int) == [str(i) for i in range(1, 13)]
 
@@ -146,6 +153,7 @@ def test_a_killed_run_goes_on_where_it_was(original: Path, tmp_path: Path, monke
     with open(out / "done.jsonl", "a") as journal:
         journal.write('{"id": "6", "fra')  # as if it had been writing
     (out / "frames" / ".7-123").mkdir()
+    (out / "frames" / ".7-123" / "7_000001.jpg").touch()
     shutil.rmtree(out / "frames" / "2")  # lost since
 
     converted = []
@@ -176,7 +184,7 @@ def test_the_command_line(original: Path, tmp_path: Path, capsys: pytest.Capture
     assert "train: 3 of 4 videos are ready" in out
     assert "validation: 2 of 4 videos are ready" in out
     assert "left out 4 (train): The video file" in out
-    with pytest.raises(SystemExit, match="error: .* was begun with other settings"):
+    with pytest.raises(SystemExit, match=r"error: .* was begun with other settings"):
         main([*command, "--to", "mp4"])
     assert torch.get_num_threads() >= 1
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hub_server import serve_hub
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEModel
@@ -29,6 +30,7 @@ from videomae_reference import (
 )
 
 from frozenllm.video import FrozenLLMVideoMAE, load_host_checkpoint, videomae_config
+from frozenllm.video.hosts import load_host
 from frozenllm.video.pretrained import to_original, to_transformers
 
 SIZES: dict[str, Any] = {
@@ -199,3 +201,22 @@ def test_what_was_kept_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     caplog.set_level("INFO", logger="frozenllm")
     load_host_checkpoint(ours(), write(tmp_path / "a.pth", pretraining_state()))
     assert "kept as they are: classifier.bias, classifier.weight, fc_norm.bias" in caplog.text
+
+
+@pytest.mark.parametrize("format", ["safetensors", "bin"])
+def test_hosts_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    plain = theirs(VideoMAEForPreTraining, use_mean_pooling=False)
+    plain.save_pretrained(tmp_path / "repository")
+    if format == "bin":
+        torch.save(load_file(tmp_path / "repository/model.safetensors"), tmp_path / "repository/pytorch_model.bin")
+        (tmp_path / "repository/model.safetensors").unlink()
+    model = ours()
+    with serve_hub(tmp_path / "home", monkeypatch) as hub:
+        hub.add("somebody/videomae", tmp_path / "repository")
+        load_host(model, "hf:somebody/videomae")
+        with pytest.raises(ValueError, match=r"model\.host=hf:somebody/nothing: the hub cannot give these") as caught:
+            load_host(model, "hf:somebody/nothing")
+        assert "\n" not in str(caught.value)
+    plain.videomae.layernorm = None
+    with torch.no_grad():
+        assert_same_tokens(model, plain.videomae(clips().transpose(1, 2)).last_hidden_state)

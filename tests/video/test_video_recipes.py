@@ -47,7 +47,8 @@ SMALL += ["+model.num_attention_heads=2", "+model.intermediate_size=48", "+model
 
 
 def composed(recipe: str, *overrides: str) -> DictConfig:
-    return compose_config(CONFIG, [f"recipe={recipe}", *overrides])
+    root = [] if recipe == "moving_digits" else ["data.root=/data"]
+    return compose_config(CONFIG, [f"recipe={recipe}", *root, *overrides])
 
 
 def test_all_of_the_papers_rows_are_there() -> None:
@@ -71,7 +72,7 @@ def test_recipe_builds_at_small_widths(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", PAPER)
 def test_recipes_have_the_papers_values(recipe: str) -> None:
     small, llama = "small" in recipe, recipe.endswith("_llama")
-    cfg = resolve(composed(recipe, "model.host=videomae.pth", "data.root=/data"))
+    cfg = resolve(composed(recipe, "model.host=videomae.pth"))
     assert cfg.llm.kind == ("pretrained" if llama else "none")
     if llama:
         assert (cfg.llm.source, list(cfg.llm.layers)) == ("huggyllama/llama-7b", [15])
@@ -106,7 +107,7 @@ def test_recipes_have_the_papers_values(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", PAPER)
 def test_learning_rate_is_the_official_codes(recipe: str) -> None:
     """Scaled by the videos of a step, warm-up from 0, cosine per iteration down to a scaled end."""
-    cfg = resolve(composed(recipe, "model.host=videomae.pth", "data.root=/data", "runtime.precision=fp32"))
+    cfg = resolve(composed(recipe, "model.host=videomae.pth", "runtime.precision=fp32"))
     world = 4 if recipe.endswith("_llama") else 2
     settings = engine_settings(cfg, "runs", torch.device("cpu"), "none", world)
     videos = cfg.data.batch_size * world
@@ -159,8 +160,13 @@ def test_layer_decay_is_the_official_codes(recipe: str) -> None:
     assert adapters == ([(1.0, 0.05)] * 2 if tiny else [])
 
 
-@pytest.mark.parametrize(("size", "adapters"), [("small", 3_145_728), ("base", 6_291_456)])
-def test_llama_hosts_have_the_papers_size(size: str, adapters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("size", "width", "heads", "millions", "adapters"),
+    [("small", 384, 6, 21.95, 3_145_728), ("base", 768, 12, 86.36, 6_291_456)],
+)
+def test_llama_hosts_have_the_papers_size(
+    size: str, width: int, heads: int, millions: float, adapters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LLaMA-7B's block and its adapters, without the weights."""
     cfg = composed(f"ssv2_vit_{size}_llama", "model.host=null", f"+llm.spec={SEVEN_B}", "llm.kind=random")
     monkeypatch.setattr("frozenllm.core.build.random_block", lambda spec, *args, **kwargs: _meta_block(spec))
@@ -168,6 +174,9 @@ def test_llama_hosts_have_the_papers_size(size: str, adapters: int, monkeypatch:
         model = build_model(cfg)
     assert sum(w.numel() for n, w in model.named_parameters() if n.startswith("llm.")) == adapters
     assert model.llm.block.num_parameters() == 202_383_360
+    own = sum(w.numel() for n, w in model.named_parameters() if not n.startswith("llm."))
+    assert own / 1e6 == pytest.approx(millions, abs=5e-3)
+    assert (model.config.hidden_size, model.config.num_attention_heads, model.grid) == (width, heads, (8, 14, 14))
 
 
 def _meta_block(spec: Any) -> nn.Module:
@@ -190,14 +199,16 @@ def jobs(name: str, *overrides: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablation_composes_and_builds(name: str, recwarn: pytest.WarningsRecorder) -> None:
-    many = jobs(name)
-    seen = []
+    many, seen, built = jobs(name), [], set()
     for job in many:
-        cfg = compose_config(CONFIG, [*job, *SMALL, f"+llm.spec={SPEC}", "llm.dtype=null"])
+        cfg = compose_config(CONFIG, [*job, "data.root=/data", *SMALL, f"+llm.spec={SPEC}", "llm.dtype=null"])
         assert (cfg.recipe, cfg.name) == ("ssv2_vit_small_llama", name)
         if cfg.llm.kind not in ("none", "mlp"):
             assert cfg.llm.source == "huggyllama/llama-7b"
         seen.append(json.dumps(OmegaConf.to_container(cfg.llm)))
+        if cfg.llm.kind in built:
+            continue
+        built.add(cfg.llm.kind)
         if cfg.llm.kind == "pretrained":
             cfg.llm.kind = "random"
         cfg.llm.source = None
@@ -213,7 +224,8 @@ def test_ablation_composes_and_builds(name: str, recwarn: pytest.WarningsRecorde
 def test_ablation_builds_on_the_toy_data(name: str) -> None:
     text = Path(str(FOLDER / "ablation" / f"{name}.yaml")).read_text()
     line = re.search(r"^# Toy data: (.+)$", text, flags=re.MULTILINE)[1].split(" ")
-    for job in jobs(name, *line):
+    many = jobs(name, *line)
+    for job in (many[0], many[-1]):
         cfg = compose_config(CONFIG, job)
         assert cfg.recipe == "moving_digits"
         assert cfg.llm.source in (None, "bundled")

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from frozenllm.video import toy
-from frozenllm.video.toy import CLASSES, TEMPLATES, default_root, moving_digit, write_toy_frames, write_toy_videos
+from frozenllm.video.toy import CLASSES, TEMPLATES, moving_digit, write_toy_frames, write_toy_videos
 
 SMALL = {"size": 16, "num_frames": 6, "train_videos": 8, "val_videos": 4}
 DIGIT = np.outer(np.arange(8), np.arange(8)[::-1]) * 5.0  # no symmetry, no two columns alike
@@ -176,8 +176,3 @@ def test_toys_leave_other_folders_alone_and_survive_a_race(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="even size"):
         write_toy_videos(tmp_path / "odd", size=15)
     assert {p.name for p in tmp_path.iterdir()} == {"mine", "race"}
-
-
-def test_default_roots_are_in_the_cache(cache_home: Path) -> None:
-    assert default_root("frames").is_relative_to(cache_home)
-    assert default_root("frames") != default_root("videos")

@@ -46,36 +46,33 @@ def run(*overrides: str) -> RunResult:
         torch.set_num_threads(threads)
 
 
-SMALL_TOY = "data.toy={train_videos: 24, val_videos: 8}"
+SMALL_TOY = ["+data.toy.train_videos=24", "+data.toy.val_videos=8"]
 
 
 def test_tool_trains_resumes_and_evaluates(tmp_path: Path, toy_frames_root: Path) -> None:
-    common = ["recipe=moving_digits", f"data.root={toy_frames_root}", SMALL_TOY, "name=it", *FAST]
+    common = ["recipe=moving_digits", f"data.root={toy_frames_root}", *SMALL_TOY, "name=it", *FAST]
     first = call(*common, "runtime.stop_after=4", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     folder = tmp_path / "runs" / "moving_digits" / "it"
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["iterations"], summary["finished"], summary["frozen"]) == (4, False, 791_040)
-    again = call(*common, "resume=true", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["iterations"], summary["finished"]) == (6, True)
-    assert summary["test"].keys() == summary["metrics"].keys() == {"accuracy/top1"}
-    checked = call(*common, "eval_only=true", "split=test", cwd=tmp_path)
-    assert checked.returncode == 0, checked.stderr
-    figures = json.loads((folder / "evaluation.jsonl").read_text().splitlines()[-1])
-    assert figures["accuracy/top1"] == summary["test"]["accuracy/top1"]
+    resumed = run(*common, f"runs={tmp_path / 'runs'}", "resume=true")
+    assert (resumed.iterations, resumed.finished) == (6, True)
+    assert resumed.test.keys() == resumed.metrics.keys() == {"accuracy/top1"}
+    cfg = compose_config(tool.CONFIG, [*common, f"runs={tmp_path / 'runs'}", "split=test"])
+    assert evaluate(cfg)["accuracy/top1"] == resumed.test["accuracy/top1"]
     state = read(folder / "checkpoints" / "last.pt")["state_dict"]
     assert not [name for name in state if "llm.block" in name and not name.endswith("_extra_state")]
 
 
-def test_tool_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
-    done = call(
-        "recipe=ssv2_vit_small", "model.host=null", "runtime.precision=fp32", "data.root=/no/such", cwd=tmp_path
-    )
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert "/no/such" in done.stderr.strip().splitlines()[-1]
+def test_tool_says_what_is_wrong_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small = ["model.host=null", "model.image_size=32", "model.num_frames=2", "runtime.precision=fp32", *TINY]
+    with pytest.raises(SystemExit) as stopped:
+        tool.main(["recipe=ssv2_vit_small", "data.root=/no/such", f"runs={tmp_path}", *small])
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: ")
+    assert "/no/such" in line
 
 
 SPEC = "{hidden_size: 32, num_heads: 2, num_kv_heads: 2, head_dim: 16, intermediate_size: 48}"
@@ -111,12 +108,16 @@ def test_the_papers_recipe_trains_resumes_and_tests(tmp_path: Path, toy_frames_r
     assert rates[0] < 0.2 * peak
 
 
+TOY = {"num_frames": 8, "train_videos": 480}
+ORDER_TOY = [f"+data.toy.{key}={value}" for key, value in TOY.items()]
+
+
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, Path]:
-    """A host alone after half of the toy run, and its data."""
+    """A host alone after less than half of the toy run, and its data."""
     folder = tmp_path_factory.mktemp("learned")
     overrides = ["recipe=moving_digits", "llm=none", f"data.root={folder / 'data'}", f"runs={folder / 'runs'}"]
-    overrides += ["schedule.epochs=8", "schedule.warmup_epochs=1", "runtime.val_interval=8", "data.toy.num_frames=8"]
+    overrides += ["schedule.epochs=8", "schedule.warmup_epochs=1", "runtime.val_interval=8", *ORDER_TOY]
     return run(*overrides), folder / "data"
 
 
@@ -126,7 +127,7 @@ def test_a_host_learns_the_moving_digits(learned: tuple[RunResult, Path]) -> Non
     cfg = compose_config(
         tool.CONFIG,
         ["recipe=moving_digits", "llm=none", f"data.root={root}", f"runs={root.parent / 'runs'}",
-         "data.toy.num_frames=8", f"checkpoint={result.run_dir}/checkpoints/last.pt", "runtime.console=false"],
+         *ORDER_TOY, f"checkpoint={result.run_dir}/checkpoints/last.pt", "runtime.console=false"],
     )  # fmt: skip
     assert evaluate(cfg)["accuracy/top1"] == result.metrics["accuracy/top1"]
 
@@ -144,7 +145,7 @@ def test_shuffled_frames_are_at_chance(learned: tuple[RunResult, Path]) -> None:
     result, root = learned
     predictor = load_predictor(f"{result.run_dir}/checkpoints/last.pt")
     np.random.seed(0)
-    data = toy_frames(str(root), "val", toy={"num_frames": 8}, sampling=Shuffled(8), transform=predictor.transform)
+    data = toy_frames(str(root), "val", toy=TOY, sampling=Shuffled(8), transform=predictor.transform)
     hits: list[Any] = []
     for _ in range(3):
         samples = [data[i] for i in range(len(data))]
@@ -161,7 +162,7 @@ def test_toy_prints_both_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
     def shorter(config: str, arms: Any, overrides: list[str]) -> Any:
         seen.update(arms=arms, overrides=overrides)
-        toy = [f"data.root={tmp_path / 'data'}", SMALL_TOY]
+        toy = [f"data.root={tmp_path / 'data'}", *SMALL_TOY]
         return compare(config, arms, overrides=[*overrides, *FAST, *toy])
 
     monkeypatch.setattr(tool, "compare", shorter)
@@ -174,7 +175,7 @@ def test_toy_prints_both_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_a_run_as_host_of_another(tmp_path: Path, toy_frames_root: Path) -> None:
-    common = ["recipe=moving_digits", f"data.root={toy_frames_root}", SMALL_TOY, f"runs={tmp_path}", *FAST]
+    common = ["recipe=moving_digits", f"data.root={toy_frames_root}", *SMALL_TOY, f"runs={tmp_path}", *FAST]
     alone = run(*common, "llm=none", "runtime.stop_after=1")
     host = f"{alone.run_dir}/checkpoints/last.pt"
     frozen = run(*common, "llm=bundled", f"model.host={host}", "model.freeze_host=true")

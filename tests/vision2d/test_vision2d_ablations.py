@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
@@ -18,6 +16,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image
+from processes import call
 from torch import nn
 
 from frozenllm.core.training import build_model, compose_config, train
@@ -31,7 +30,7 @@ FILES = {
 }
 SPEC = {"hidden_size": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 48}
 SMALL = ["model.depth=1", "model.embed_dim=16", "schedule.epochs=1", "schedule.warmup_epochs=0"]
-SMALL += ["runtime.console=false"]
+SMALL += ["runtime.console=false", "runtime.plots=false"]
 PARTS = ("llm", "model", "optim", "schedule")
 
 
@@ -118,14 +117,8 @@ def test_command_line_wins_over_an_ablations_values() -> None:
 def test_a_sweep_ends_in_a_table(tmp_path: Path, digits_root: Path) -> None:
     """The real tool: an ablation on the toy data, by its name alone."""
     arguments = ["ablation=capacity", *toy_line("capacity"), f"data.root={digits_root}", "llm=none,bundled,finetuned"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "train_vision2d.py"), *arguments, "data.batch_size=96", *SMALL],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    tool = [sys.executable, str(ROOT / "tools" / "train_vision2d.py")]
+    done = call([*tool, *arguments, "data.batch_size=96", *SMALL], tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "digits" / "capacity"
     rows: list[dict[str, Any]] = json.loads((folder / "table.json").read_text())

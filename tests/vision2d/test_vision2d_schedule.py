@@ -76,7 +76,8 @@ def test_a_run_trains_with_these_rates(tmp_path: Path, digits_root: Path) -> Non
     overrides = ["recipe=digits", "llm=none", "schedule=deit", "schedule.epochs=8", "schedule.warmup_epochs=3",
                  "optim.lr=5e-4", "optim.lr_batch=512", "data.batch_size=512", "schedule.warmup_lr=1e-6",
                  "schedule.min_lr=1e-5", "model.depth=1", "model.embed_dim=16", "runtime.val_interval=8",
-                 f"data.root={digits_root}", f"runs={tmp_path}", "runtime.console=false"]  # fmt: skip
+                 f"data.root={digits_root}", f"runs={tmp_path}", "runtime.console=false",
+                 "runtime.plots=false"]  # fmt: skip
     lines = history(train(compose_config(CONFIG, overrides)).run_dir)
     rates = {line["epoch"]: line["lr"] for line in lines if line["kind"] == "train"}
     expected = official_rates(8, batch=512, processes=1, warmup_epochs=3)

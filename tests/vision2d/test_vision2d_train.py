@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,25 +12,26 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from processes import call as run_command
 
 from frozenllm.core.training import compose_config, evaluate, train
 from frozenllm.vision2d import demo, report
 from frozenllm.vision2d import train as tool
 
 ROOT = Path(__file__).parents[2]
-FAST = ["data.batch_size=16", "model.depth=1", "model.embed_dim=16", "runtime.console=false", "schedule.epochs=1"]
+FAST = [
+    "data.batch_size=16",
+    "model.depth=1",
+    "model.embed_dim=16",
+    "runtime.console=false",
+    "runtime.plots=false",
+    "schedule.epochs=1",
+]
 FAST += ["schedule.warmup_epochs=0"]
 
 
 def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "train_vision2d.py"), *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_command([sys.executable, str(ROOT / "tools" / "train_vision2d.py"), *arguments], cwd)
 
 
 def test_tool_trains_resumes_and_evaluates(tmp_path: Path, digits_root: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_host_learns_the_digits(arm: str, tmp_path: Path, digits_root: Path) -
     cfg = compose_config(
         tool.CONFIG,
         [f"llm={arm}", f"data.root={digits_root}", f"runs={tmp_path}", "schedule.epochs=4", "runtime.console=false",
-         "runtime.val_interval=4", "schedule.warmup_epochs=1"],
+         "runtime.plots=false", "runtime.val_interval=4", "schedule.warmup_epochs=1"],
     )  # fmt: skip
     result = train(cfg)
     assert result.metrics["accuracy/top1"] > 25  # chance: 10
@@ -90,6 +90,7 @@ def test_imagenet_recipe_trains_on_a_family_in_its_layout(tmp_path: Path, digits
         "data.train.transform.input_size=32", "data.val.transform.input_size=32",
         "+model.img_size=32", "+model.embed_dim=24", "+model.num_heads=2", "+model.depth=2",
         "runtime.precision=fp32", "runtime.device=cpu", "runtime.workers=0", "runtime.console=false",
+        "runtime.plots=false",
         "schedule.epochs=2", "schedule.warmup_epochs=1", f"runs={tmp_path / 'runs'}", "name=it",
     ]  # fmt: skip
     result = train(compose_config(tool.CONFIG, overrides))

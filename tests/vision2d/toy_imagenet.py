@@ -46,7 +46,7 @@ def tiny(recipe: str, runs: Path, data: Path) -> list[str]:
     images = [f"data.{split}.transform.input_size={SIZE}" for split in ("train", "val")]
     length = ["data.batch_size=2", "data.val_batch_size=8", "schedule.epochs=2", "schedule.warmup_epochs=1"]
     machine = ["runtime.device=cpu", "runtime.threads=1", "runtime.workers=0", "runtime.precision=fp32"]
-    machine += ["runtime.console=false", "runtime.checkpoint.keep=1"]
+    machine += ["runtime.console=false", "runtime.plots=false", "runtime.checkpoint.keep=1"]
     return [*block, *model, *images, *length, *machine, f"data.root={data}", f"runs={runs}"]
 
 

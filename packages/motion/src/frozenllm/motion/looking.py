@@ -106,6 +106,8 @@ class ScenePicture:
         }
         lines = [Line2D([], [], color=colour, label=label) for label, colour in parts.items()]
         self.axes.legend(handles=lines, fontsize=7, loc="upper left")
+        self.canvas.draw()
+        self.figure.set_layout_engine("none")  # one layout for all pictures
         self._moving: list[Any] = []
 
     @property

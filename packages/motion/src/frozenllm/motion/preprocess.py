@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from frozenllm.core.training import BrokenSample
-from frozenllm.motion.cache import FORMAT, INDEX, CachedScenes, check_index, pack, read_index, shard_name, write_shard
+from frozenllm.motion.cache import FORMAT, INDEX, CachedScenes, check_index, read_index
 from frozenllm.motion.data.dataset import Scenes
+from frozenllm.motion.shards import pack, shard_name, write_shard
 
 SHARD_SIZE = 256
 """Samples per file: some 10 MB, and the most work that a stopped run loses."""

@@ -25,7 +25,7 @@ CONFIG = "frozenllm.motion.conf"
 METRIC = "motion/minADE6"
 SHOWN = ("minFDE6", "minADE6", "MR6", "minFDE1", "minADE1", "MR1")
 ARMS = {"host alone": ["llm=none"], "+ frozen bundled block": ["llm=bundled"]}
-TOY = ["recipe=toy", "runs=runs/toy", "runtime.console=false"]
+TOY = ["recipe=traffic", "runs=runs/toy", "runtime.console=false"]
 
 
 def build_vectornet(*, llm: Mapping[str, Any] | None = None, **options: Any) -> nn.Module:

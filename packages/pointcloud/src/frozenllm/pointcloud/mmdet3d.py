@@ -8,6 +8,8 @@ Importing this module registers (``custom_imports = dict(imports=["frozenllm.poi
 - transforms ``FarthestPointSample``, which mmdet3d lacks, and ``PackClouds``, the last of a pipeline;
 - the metric ``frozenllm.Accuracy``.
 
+Loaders need ``collate_fn=dict(type="default_collate")``: clouds of one size make a tensor.
+
 The figures of this project are those of `frozenllm.pointcloud.train`, whose transforms run on the device.
 """
 

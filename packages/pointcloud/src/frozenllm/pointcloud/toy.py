@@ -5,23 +5,18 @@ The shapes are those of `frozenllm.pointcloud.toy_shapes`: noisy, rotated, partl
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from frozenllm.core.toy_folder import write_once
 from frozenllm.pointcloud.data.scanobjectnn import VARIANTS
 from frozenllm.pointcloud.toy_shapes import SHAPES, make_clouds
 
 __all__ = ["write_modelnet", "write_scanobjectnn"]
-
-_MANIFEST = "toy.json"
 
 
 def write_scanobjectnn(
@@ -54,7 +49,7 @@ def write_scanobjectnn(
                     file.create_dataset("data", data=clouds)
                     file.create_dataset("label", data=labels.astype(np.int32))
 
-    return _write_once(root, settings, fill)
+    return write_once(root, "scanobjectnn", settings, fill)
 
 
 def write_modelnet(
@@ -108,44 +103,4 @@ def write_modelnet(
                 path.parent.mkdir(exist_ok=True)
                 np.savetxt(path, row, fmt="%.6f", delimiter=",")
 
-    return _write_once(root, {**settings, "text": text}, fill)
-
-
-def _write_once(root: str | os.PathLike[str] | None, settings: dict[str, object], fill: Callable[[Path], None]) -> Path:
-    """Fill a folder beside its place and rename it; one with the same settings is left as it is."""
-    if root is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        name = "-".join(str(value).lower().replace(" ", "-") for value in settings.values())
-        root = cache / "frozenllm" / "toy" / name
-    root = Path(root)
-    if _is_written(root, settings):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        fill(scratch)
-        (scratch / _MANIFEST).write_text(json.dumps(settings, indent=2) + "\n")
-        scratch.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        try:
-            scratch.rename(root)
-        except OSError:  # the folder is there and not empty: another process was faster, or it holds something else
-            if not _is_written(root, settings):
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return root
-
-
-def _is_written(root: Path, settings: dict[str, object]) -> bool:
-    if not root.exists():
-        return False
-    try:
-        found = json.loads((root / _MANIFEST).read_text())
-    except (OSError, ValueError):
-        found = None
-    if found == settings:
-        return True
-    if found is None and root.is_dir() and not any(root.iterdir()):
-        return False
-    held = "toy data written with other settings" if found is not None else "something else than toy data"
-    raise ValueError(f"{root} holds {held}: name another folder, or remove this one.")
+    return write_once(root, "modelnet40", {**settings, "text": text}, fill)

@@ -40,10 +40,10 @@ def build_point_bert(*, llm: Mapping[str, Any] | None = None, host: str | None =
     try:
         model = PointBERT(**options, llm=llm)
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+        option = str(error).rpartition("unexpected keyword argument ")[2].strip("'")
+        if option not in options:  # an error of our own
             raise
-        option = str(error).rpartition("argument ")[2]
-        raise ValueError(f"The model has no option {option}: see PointBERT for those it has.") from error
+        raise ValueError(f"The model has no option {option!r}: see PointBERT for those it has.") from error
     if host is not None:
         load_pretrained_host(model, host)
     return model
@@ -63,14 +63,14 @@ MODELS.register_module("point_bert", module=build_point_bert)
 MODELS.register_module("PointCloudTask", module=PointCloudTask)
 DATASETS.register_module("scanobjectnn", module=scanobjectnn)
 DATASETS.register_module("modelnet40", module=modelnet40)
-DATASETS.register_module("toy_scanobjectnn", module=toy_scanobjectnn)
-DATASETS.register_module("toy_modelnet", module=toy_modelnet)
+DATASETS.register_module("shapes", module=toy_scanobjectnn)
+DATASETS.register_module("shapes_modelnet", module=toy_modelnet)
 TRANSFORMS.register_module("point_augment", module=PointAugment)
 
 
 def toy() -> None:
     """The host alone beside the host with the frozen layer, on the toy data."""
-    results = compare(CONFIG, ARMS, overrides=["recipe=toy", "runs=runs/toy"])
+    results = compare(CONFIG, ARMS, overrides=["recipe=shapes", "runs=runs/toy"])
     print()
     print_table(results, METRIC)
     for result in results:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from frozenllm.core.training.seeding import derive_seed
 from frozenllm.pointcloud.ops import farthest_point_sample, gather
 
 __all__ = ["PointAugment", "default_pool", "thin", "vote_views"]
@@ -164,7 +165,7 @@ def vote_views(
     num_points = min(num_points, points.shape[1])
     views = []
     for cloud, place in zip(points, index.tolist(), strict=True):
-        generator = torch.Generator().manual_seed((seed << 32) + place)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "vote", place))
         keep = torch.rand(votes, len(cloud), generator=generator).argsort(dim=1)[:, :num_points]
         factor = torch.empty(votes, 1, 3).uniform_(2 / 3, 3 / 2, generator=generator)
         shift = torch.empty(votes, 1, 3).uniform_(-0.2, 0.2, generator=generator)

@@ -58,15 +58,18 @@ def freeze_host(model: FrozenLLMVideoMAE, kept: list[str]) -> None:
 
 
 def _from_hub(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["config.json", "*.safetensors", "*.safetensors.index.json"]
-        folder = Path(snapshot_download(repository, allow_patterns=patterns))
-        if not list(folder.glob("*.safetensors")):  # older repositories have nothing else
-            folder = Path(snapshot_download(repository, allow_patterns=["config.json", "pytorch_model*.bin*"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        folder = Path(hf_hub_download(repository, "config.json")).parent
+        try:
+            hf_hub_download(repository, "model.safetensors")
+        except LocalEntryNotFoundError:  # also an EntryNotFoundError: the hub cannot be reached
+            raise
+        except EntryNotFoundError:  # an older repository
+            hf_hub_download(repository, "pytorch_model.bin")
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"model.host={_HUB}{repository}: the hub cannot give these weights ({reason}).") from error
     return folder

@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -104,6 +105,8 @@ def _begin(out: Path, conversion: Conversion) -> None:
     if file.is_file():
         if json.loads(file.read_text()) != settings:
             raise ValueError(f"{out} was begun with other settings ({file}): take those, or another folder.")
+        for scratch in (entry for part in ("frames", "videos") for entry in (out / part).glob(".*")):
+            shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()  # of workers that were killed
         return
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} holds something else: name another folder.")

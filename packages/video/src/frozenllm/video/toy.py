@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +20,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from frozenllm.core.toy_folder import write_once
 
 CLASSES = ("left", "right", "approaching", "leaving")
 """Short names by class index."""
@@ -35,16 +35,9 @@ TEMPLATES = (
 PARTS = {"train": "train", "val": "validation"}
 """Names of the parts, and those of their annotation files."""
 
-MANIFEST = "toy.json"
 FRAME_RATE = 12  # the real videos'
 _SMALLEST, _LARGEST = 0.3, 0.85  # height of the digit, in heights of the frame
 _FORMAT = 1
-
-
-def default_root(kind: str, size: int = 32, num_frames: int = 16, seed: int = 0) -> Path:
-    """Where the data goes when no folder is named: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "frozenllm" / "toy" / f"moving-digits-{kind}-{size}px-{num_frames}frames-seed{seed}"
 
 
 def write_toy_frames(
@@ -64,7 +57,7 @@ def write_toy_frames(
     settings is left as it is, also when several processes ask for it at the same time.
 
     Args:
-        root: The folder to write; None for `default_root`.
+        root: The folder to write; None for one in the user's cache.
         size: Width and height of the frames in pixels, even.
         num_frames: Frames of a video.
         seed: Chooses digits and motions.
@@ -148,7 +141,6 @@ def _written(
         raise ValueError(f"Toy videos need an even size from 8 and 4 frames or more, not {size} and {num_frames}.")
     if min(train_videos, val_videos) < len(CLASSES):
         raise ValueError(f"Toy videos: each part needs {len(CLASSES)} videos or more.")
-    root = Path(root) if root is not None else default_root(kind, size, num_frames, seed)
     manifest = {
         "data": f"moving digits, {kind}",
         "format": _FORMAT,
@@ -158,37 +150,7 @@ def _written(
         "train_videos": train_videos,
         "val_videos": val_videos,
     }
-    if _is_written(root, manifest):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        write(scratch, manifest)
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        scratch.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        try:
-            scratch.rename(root)
-        except OSError:  # the folder is there and not empty: another process was faster, or it holds something else
-            if not _is_written(root, manifest):
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return root
-
-
-def _is_written(root: Path, manifest: dict[str, object]) -> bool:
-    if not root.exists():
-        return False
-    try:
-        found = json.loads((root / MANIFEST).read_text())
-    except (OSError, ValueError):
-        found = None
-    if found == manifest:
-        return True
-    if found is None and root.is_dir() and not any(root.iterdir()):
-        return False
-    held = "toy videos written with other settings" if found is not None else "something else than the toy videos"
-    raise ValueError(f"{root} holds {held}: name another folder, or remove this one.")
+    return write_once(root, f"moving-digits-{kind}", manifest, lambda folder: write(folder, manifest))
 
 
 def _videos(manifest: dict[str, Any], part: str) -> Iterator[tuple[str, int, np.ndarray]]:

@@ -6,23 +6,15 @@ and written as ``<root>/{train,val}/<digit>/<index>.png``, so that the real load
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-MANIFEST = "digits.json"
+from frozenllm.core.toy_folder import write_once
+
 VAL_SHARE = 0.2
-
-
-def default_root(size: int = 32, seed: int = 0) -> Path:
-    """Where the digits go when no folder is named: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "frozenllm" / "toy" / f"digits-{size}px-seed{seed}"
 
 
 def write_digits(root: str | os.PathLike[str] | None = None, *, size: int = 32, seed: int = 0) -> Path:
@@ -32,7 +24,7 @@ def write_digits(root: str | os.PathLike[str] | None = None, *, size: int = 32, 
     with the same settings is left as it is, also when several processes ask for it at the same time.
 
     Args:
-        root: The folder to write; None for `default_root`.
+        root: The folder to write; None for one in the user's cache.
         size: Width and height of the images in pixels.
         seed: Chooses the held-out images.
 
@@ -42,39 +34,8 @@ def write_digits(root: str | os.PathLike[str] | None = None, *, size: int = 32, 
     Raises:
         ValueError: The folder holds something else.
     """
-    root = Path(root) if root is not None else default_root(size, seed)
     manifest = {"data": "scikit-learn digits", "format": 1, "size": size, "seed": seed, "val_share": VAL_SHARE}
-    if _is_written(root, manifest):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        _write_images(scratch, size, seed)
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        scratch.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        try:
-            scratch.rename(root)
-        except OSError:  # the folder is there and not empty: another process was faster, or it holds something else
-            if not _is_written(root, manifest):
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return root
-
-
-def _is_written(root: Path, manifest: dict[str, object]) -> bool:
-    if not root.exists():
-        return False
-    try:
-        found = json.loads((root / MANIFEST).read_text())
-    except (OSError, ValueError):
-        found = None
-    if found == manifest:
-        return True
-    if found is None and root.is_dir() and not any(root.iterdir()):
-        return False
-    held = "digits written with other settings" if found is not None else "something else than the toy digits"
-    raise ValueError(f"{root} holds {held}: name another folder, or remove this one.")
+    return write_once(root, "digits", manifest, lambda folder: _write_images(folder, size, seed))
 
 
 def _write_images(root: Path, size: int, seed: int) -> None:

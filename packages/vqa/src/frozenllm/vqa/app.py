@@ -61,6 +61,30 @@ def build_page(answerer: Answerer) -> Any:
     return page
 
 
+def serve(answerer: Answerer, *, host: str = "127.0.0.1", port: int | None = 7860, block: bool = True) -> Any:
+    """Serve the page.
+
+    Args:
+        answerer: The run to ask.
+        host: Address to serve on.
+        port: Port; None for a free one.
+        block: Serve until interrupted; else return at once.
+
+    Returns:
+        The page, with its address as ``local_url``, and ``close()``.
+
+    Raises:
+        ModuleNotFoundError: Gradio is not installed.
+        OSError: The port is taken.
+    """
+    page = build_page(answerer)
+    import gradio as gr
+
+    theme = gr.themes.Base(font=["sans-serif"], font_mono=["monospace"])  # the default theme's fonts are on the web
+    page.launch(server_name=host, server_port=port, theme=theme, share=False, prevent_thread_lock=not block)
+    return page
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; exits with status 1 and one sentence on a user's error."""
     parser = argparse.ArgumentParser(prog="python -m frozenllm.vqa.app", description=__doc__.split("\n\n")[0])
@@ -70,11 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     try:
-        page = build_page(Answerer(args.checkpoint, args.device))
-        import gradio as gr
-
-        theme = gr.themes.Base(font=["sans-serif"], font_mono=["monospace"])
-        page.launch(server_name=args.host, server_port=args.port, theme=theme, share=False, quiet=False)
+        serve(Answerer(args.checkpoint, args.device), host=args.host, port=args.port)
     except (ValueError, ModuleNotFoundError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:

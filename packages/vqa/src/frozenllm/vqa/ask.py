@@ -11,13 +11,15 @@ from frozenllm.vqa.answerer import TAPS, Answerer
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; exits with status 1 and one sentence on a user's error."""
-    parser = argparse.ArgumentParser(prog="python -m frozenllm.vqa.ask", description="Ask a trained run about an image.")
+    parser = argparse.ArgumentParser(
+        prog="python -m frozenllm.vqa.ask", description="Ask a trained run about an image."
+    )
     parser.add_argument("image", help="the image's file")
     parser.add_argument("question")
     parser.add_argument("--checkpoint", required=True, help="of a run of question answering, in its run folder")
     parser.add_argument("--top", type=int, default=5, help="how many answers")
     parser.add_argument("--activations", metavar="FILE", help="also save the image with the activity of its tokens")
-    parser.add_argument("--tap", default=TAPS[0], choices=TAPS, help="of the tokens that leave or enter the frozen layer")
+    parser.add_argument("--tap", default=TAPS[0], choices=TAPS, help="tokens that leave or enter the layer")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""The answer normalisation of VQA's public evaluation code (GT-Vision-Lab/VQA, vqaEval.py), which METER uses as well."""
+"""The answer normalisation of VQA's public evaluation code (GT-Vision-Lab/VQA, vqaEval.py), which METER uses too."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ someone'd someone'd've someone'll someone's something'd something'd've something
 there's they'd they'd've they'll they're they've wasn't we'd've we've weren't what'll what're what's what've when's
 where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
 y'all y'all'd've y'all'll you'd you'd've you'll you're you've
-""".split()
+"""
 
 
 def _misspelt() -> dict[str, str]:
     """Every form with one of its apostrophes forgotten -> the form."""
     table = {
         form[:place] + form[place + 1 :]: form
-        for form in _CONTRACTED
+        for form in _CONTRACTED.split()
         for place, letter in enumerate(form)
         if letter == "'"
     }

@@ -185,9 +185,7 @@ def _read(path: Path, fingerprint: str, captions: int, images: int) -> Counts:
     try:
         with np.load(path, allow_pickle=False) as content:
             theirs = str(content["fingerprint"])
-            counts = Counts(
-                content["right"], content["images_above"], content["texts_above"], int(content["done"])
-            )
+            counts = Counts(content["right"], content["images_above"], content["texts_above"], int(content["done"]))
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it to start anew.") from error
     if theirs != fingerprint or counts.right.shape != (captions,) or counts.texts_above.shape != (images,):

@@ -1,7 +1,7 @@
 """Training and evaluation of vision-language models: ``python -m frozenllm.vqa.train [overrides]``.
 
-Without arguments it trains a small METER on toy scenes with questions, alone and with the frozen bundled block, beside a
-model that sees no image, on a CPU in about two minutes. ``task=retrieval`` does the same with captions.
+Without arguments it trains a small METER on toy scenes with questions, alone and with the frozen bundled block, beside
+a model that sees no image, on a CPU in about two minutes. ``task=retrieval`` does the same with captions.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from frozenllm.core.training import DATASETS, FUNCTIONS, METRICS, MODELS, TRANSFORMS, compare, print_table, run_cli
 from frozenllm.vqa.data import flickr30k, vqav2
-from frozenllm.vqa.metrics import EvalAI, Recall, VQAScore
 from frozenllm.vqa.meter import build_retrieval, build_vqa
+from frozenllm.vqa.metrics import EvalAI, Recall, VQAScore
 from frozenllm.vqa.tasks import DrawMatches, RetrievalTask, VQATask
 from frozenllm.vqa.text import collate
 
@@ -60,8 +60,7 @@ TOYS = {
     "retrieval": Toy(
         metric="retrieval/ir@1",
         others=("retrieval/ir@5", "retrieval/tr@1", "retrieval/tr@5"),
-        note="One image and five captions of a gallery of 100 images and 500 captions belong together: chance is 1 "
-        "per cent for ir@1 and tr@1.",
+        note="Every image of the gallery belongs to 5 of its 250 captions: chance is 2 per cent for ir@1 and tr@1.",
     ),
 }
 """By the choice of the config group ``task``."""

@@ -201,6 +201,8 @@ def read_vector_map(path: Path) -> MapPolylines:
                 attributes.append(_attributes(tags))
         if min(map(len, lines), default=0) < 2:
             raise ValueError("a lane has fewer than two points" if lines else "it has no lanes")
+        if not all(np.isfinite(line).all() for line in lines):
+            raise ValueError("a lane has a point that is not a number")
     except (OSError, ElementTree.ParseError, KeyError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a vector map ({error}): unpack it again.") from error
     return MapPolylines.from_lists(lines, attributes)

@@ -97,7 +97,8 @@ class MMTransformer(MotionHost):
         x = (x + step_encoding(steps, self.dim, x)).masked_fill(~inputs.agents_valid[..., None], 0.0).flatten(0, 1)
         valid = inputs.agents_valid.flatten(0, 1)
         memory = self.motion_encoder(x, valid)
-        queries = self.queries.to(x.dtype).expand(batch * agents, 1, self.modes, self.dim)
+        # A sum, since torch's counter of operations refuses views of a parameter that are made under no_grad.
+        queries = x.new_zeros(batch * agents, 1, self.modes, self.dim) + self.queries
         proposals = self.motion_decoder(queries, memory, valid).view(batch, agents, self.modes, self.dim)
         code = self.position_code(last_position(inputs.agents[..., :2], inputs.agents_valid) * self.position_scale)
         spread = code[:, :, None].expand(-1, -1, self.modes, -1)

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 
+from frozenllm.core.toy_folder import write_once
 from frozenllm.motion.toy.city import City, make_city
-from frozenllm.motion.toy.folder import default_root, write_once
 from frozenllm.motion.toy.recording import record
 
 HISTORY, HORIZON = 20, 30
@@ -40,8 +40,6 @@ def write_toy_argoverse1(
         ValueError: The folder holds something else.
     """
     manifest = {"data": "toy Argoverse 1", "format": 1, "train": train, "val": val, "test": test, "seed": seed}
-    if root is None:
-        root = default_root("argoverse1", manifest)
 
     def write(folder: Path) -> None:
         cities = {name: make_city(1000 * seed + 7 + i, centre) for i, (name, centre) in enumerate(CITIES.items())}
@@ -59,7 +57,7 @@ def write_toy_argoverse1(
                 table = _sequence(cities[name], name.partition("_")[0], rng, steps)
                 table.to_csv(folder / split / "data" / f"{number}.csv", index=False)
 
-    return write_once(root, manifest, write)
+    return write_once(root, "argoverse1", manifest, write)
 
 
 def _sequence(city: City, name: str, rng: np.random.Generator, steps: int) -> pd.DataFrame:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from frozenllm.core.toy_folder import write_once
 from frozenllm.motion.toy.city import LANE_WIDTH, City, Lane, make_city, offset
-from frozenllm.motion.toy.folder import default_root, write_once
 from frozenllm.motion.toy.recording import Recording, record
 
 HISTORY, HORIZON = 50, 60
@@ -47,8 +47,6 @@ def write_toy_argoverse2(
     """
     counts = {"train": train, "val": val, "test": test}
     manifest = {"data": "toy Argoverse 2", "format": 1, **counts, "seed": seed}
-    if root is None:
-        root = default_root("argoverse2", manifest)
 
     def write(folder: Path) -> None:
         cities = {name: make_city(1000 * seed + i, centre) for i, (name, centre) in enumerate(CITIES.items())}
@@ -59,7 +57,7 @@ def write_toy_argoverse2(
                 name = list(cities)[int(rng.integers(len(cities)))]
                 _write_scenario(folder / split, cities[name], name, rng, with_future=split != "test")
 
-    return write_once(root, manifest, write)
+    return write_once(root, "argoverse2", manifest, write)
 
 
 def _write_scenario(folder: Path, city: City, name: str, rng: np.random.Generator, with_future: bool) -> None:

@@ -37,8 +37,8 @@ class SafeCheckpoints(Hook):
 
     Args:
         seed_epochs: Seed the generators from (seed, epoch) at the start of each epoch, so that a run that was stopped
-            after an epoch and resumed ends with the weights of an uninterrupted one (without persistent workers). Needs
-            ``randomness.seed`` in the config.
+            after an epoch and resumed ends with the weights of an uninterrupted one (without persistent workers), and
+            from the seed at the start of each evaluation. Needs ``randomness.seed`` in the config.
     """
 
     priority = "VERY_LOW"  # after every hook that adds something to a checkpoint
@@ -51,6 +51,13 @@ class SafeCheckpoints(Hook):
         if self.seed_epochs:
             seed_everything(derive_seed(runner.seed, "epoch", runner.epoch, runner.rank))
             renew_samplers(runner.train_loop.dataloader.dataset)
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """Seed: some test pipelines sample points."""
+        if self.seed_epochs:
+            seed_everything(derive_seed(runner.seed, "evaluation"))
+
+    before_test_epoch = before_val_epoch
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Leave out what is not plain."""

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frozenllm.pointcloud.detection.toy_files import main, write_infos, write_once
+from frozenllm.core.toy_folder import write_once
+from frozenllm.pointcloud.detection.toy_files import main, write_infos
 
 Array = NDArray[np.float32]
 
@@ -47,7 +48,7 @@ def write_kitti(root: str | os.PathLike[str], *, train: int = 16, val: int = 4, 
         ValueError: The folder holds something else.
     """
     manifest = {"data": "toy KITTI", "format": 1, "train": train, "val": val, "seed": seed}
-    return write_once(root, manifest, lambda folder: _write(folder, {"train": train, "val": val}, seed))
+    return write_once(root, "kitti", manifest, lambda folder: _write(folder, {"train": train, "val": val}, seed))
 
 
 def _write(root: Path, splits: dict[str, int], seed: int) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frozenllm.pointcloud.detection.toy_files import main, write_infos, write_once
+from frozenllm.core.toy_folder import write_once
+from frozenllm.pointcloud.detection.toy_files import main, write_infos
 
 CLASSES = (  # ScanNetDataset's order
     "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "desk", "curtain",
@@ -52,7 +53,7 @@ def write_scannet(root: str | os.PathLike[str], *, train: int = 16, val: int = 4
         ValueError: The folder holds something else.
     """
     manifest = {"data": "toy ScanNet", "format": 1, "train": train, "val": val, "seed": seed}
-    return write_once(root, manifest, lambda folder: _write(folder, {"train": train, "val": val}, seed))
+    return write_once(root, "scannet", manifest, lambda folder: _write(folder, {"train": train, "val": val}, seed))
 
 
 def _write(root: Path, splits: dict[str, int], seed: int) -> None:

@@ -66,7 +66,8 @@ def build_vqa(
         text_encoder: See `build_trunk`.
         **options: See `build_trunk`.
     """
-    model = MeterVQA(build_trunk(image_encoder, text_encoder, llm=llm, **options), find_answers(answers))
+    names = find_answers(answers)  # first: what is wrong with the data is said before anything is downloaded
+    model = MeterVQA(build_trunk(image_encoder, text_encoder, llm=llm, **options), names)
     if released is not None:
         _start(model, released)
     return model

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from frozenllm.vqa.quiet import quiet
 
 Source = str | Mapping[str, Any]
 """A folder in transformers' layout, a hub repository, or a configuration's fields for random weights."""
@@ -127,7 +130,8 @@ def _load(model: type, config: type, source: Source, pretrained: bool, **options
         settings = config.from_pretrained(where)
         if not pretrained:
             return model(settings, **options)
-        return model.from_pretrained(where, config=settings, dtype=torch.float32, **options)
+        with quiet() if local.is_dir() else nullcontext():
+            return model.from_pretrained(where, config=settings, dtype=torch.float32, **options)
     except (OSError, ValueError, RuntimeError) as error:
         first = (str(error) or type(error).__name__).strip().splitlines()[0].removesuffix(".")
         raise ValueError(f"{model.__name__} cannot be read from {source}: {first}.") from error

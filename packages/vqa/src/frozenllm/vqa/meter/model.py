@@ -38,7 +38,7 @@ class Pooler(nn.Module):
 class MeterTrunk(nn.Module):
     """From image and text to one vector.
 
-    The host's weights are drawn before the frozen layer is built: under one seed, hosts with and without it start equal.
+    The host's weights are drawn before the frozen layer is built: under one seed, hosts with and without start equal.
 
     Args:
         image_encoder: The image encoder.
@@ -210,10 +210,12 @@ class MeterRetrieval(nn.Module):
         """
         image = self.trunk.encode_image(pixel_values)
         if gallery_ids is not None:
-            assert gallery_mask is not None
+            if gallery_mask is None:
+                raise ValueError("A gallery needs its gallery_mask.")
             text = self.trunk.encode_text(gallery_ids, gallery_mask)
             return {"rank": self.score_all(image, text, gallery_mask)}
-        assert input_ids is not None and attention_mask is not None, "Give texts, or a gallery."
+        if input_ids is None or attention_mask is None:
+            raise ValueError("Give texts (input_ids and attention_mask), or a gallery.")
         batch, number, length = input_ids.shape
         mask = attention_mask.reshape(-1, length)
         text = self.trunk.encode_text(input_ids.reshape(-1, length), mask)

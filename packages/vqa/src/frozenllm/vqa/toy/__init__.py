@@ -4,6 +4,6 @@ Nothing is downloaded: scenes are drawn, the encoders start from random weights,
 toy text.
 """
 
-from frozenllm.vqa.toy.write import default_root, write_encoders, write_flickr, write_vqa
+from frozenllm.vqa.toy.write import write_encoders, write_flickr, write_vqa
 
-__all__ = ["default_root", "write_encoders", "write_flickr", "write_vqa"]
+__all__ = ["write_encoders", "write_flickr", "write_vqa"]

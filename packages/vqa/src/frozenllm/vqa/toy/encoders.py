@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from frozenllm.vqa.quiet import quiet
 from frozenllm.vqa.toy.scenes import CELL, SIZE
 
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
@@ -36,7 +36,9 @@ def write_image_encoder(folder: Path, *, width: int, layers: int, seed: int) -> 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _save(CLIPVisionModel(config), folder)
+        model = CLIPVisionModel(config)
+    with quiet():
+        model.save_pretrained(folder)
 
 
 def write_text_encoder(folder: Path, texts: Iterable[str], *, width: int, layers: int, seed: int) -> None:
@@ -78,17 +80,6 @@ def write_text_encoder(folder: Path, texts: Iterable[str], *, width: int, layers
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _save(RobertaModel(config, add_pooling_layer=False), folder)
-
-
-def _save(model: Any, folder: Path) -> None:
-    """`save_pretrained` without its progress bar, which is over before it is seen."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+        model = RobertaModel(config, add_pooling_layer=False)
+    with quiet():
         model.save_pretrained(folder)
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from frozenllm.core.toy_folder import write_once
 from frozenllm.vqa.toy.encoders import write_image_encoder, write_text_encoder
 from frozenllm.vqa.toy.questions import Question, balanced, captions
 from frozenllm.vqa.toy.scenes import Scene, draw, random_scene
 
-MANIFEST = "toy.json"
 CAPTIONS = 5  # of an image, as in Flickr30k
 _NUMBERS = {"0": "none", "1": "one", "2": "two", "3": "three"}
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}  # at this size, a colour must not bleed into its neighbours
-
-
-def default_root(name: str) -> Path:
-    """Where toy data goes when no folder is named: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "frozenllm" / "toy" / name
 
 
 def write_vqa(
@@ -40,7 +32,7 @@ def write_vqa(
     """Toy scenes and questions in VQAv2's files.
 
     Args:
-        root: The folder; None for `default_root`.
+        root: The folder; None for one in the user's cache.
         train: Images of ``train2014``.
         val: Images of ``val2014``.
         test: Images of ``test2015``, whose questions have no annotations.
@@ -55,17 +47,16 @@ def write_vqa(
     """
     manifest = {"data": "toy vqa", "format": 1, "train": train, "val": val, "test": test}
     manifest |= {"per_scene": per_scene, "seed": seed}
-    root = Path(root) if root is not None else default_root(f"vqa-{train}-{val}-seed{seed}")
-    return _once(root, manifest, lambda folder: _write_vqa(folder, manifest))
+    return write_once(root, "vqa", manifest, lambda folder: _write_vqa(folder, manifest))
 
 
 def write_flickr(
-    root: str | os.PathLike[str] | None = None, *, train: int = 1500, val: int = 100, test: int = 100, seed: int = 0
+    root: str | os.PathLike[str] | None = None, *, train: int = 600, val: int = 50, test: int = 50, seed: int = 0
 ) -> Path:
     """Toy scenes and captions in Flickr30k's files with Karpathy's splits.
 
     Args:
-        root: The folder; None for `default_root`.
+        root: The folder; None for one in the user's cache.
         train: Images of the training part.
         val: Images of the validation part.
         test: Images of the test part.
@@ -78,8 +69,7 @@ def write_flickr(
         ValueError: The folder holds something else.
     """
     manifest = {"data": "toy flickr30k", "format": 1, "train": train, "val": val, "test": test, "seed": seed}
-    root = Path(root) if root is not None else default_root(f"flickr-{train}-{val}-seed{seed}")
-    return _once(root, manifest, lambda folder: _write_flickr(folder, manifest))
+    return write_once(root, "flickr30k", manifest, lambda folder: _write_flickr(folder, manifest))
 
 
 def write_encoders(
@@ -88,7 +78,7 @@ def write_encoders(
     """Small encoders with random weights: ``<root>/clip`` and ``<root>/roberta``, in transformers' layout.
 
     Args:
-        root: The folder; None for `default_root`.
+        root: The folder; None for one in the user's cache.
         width: Width of both.
         layers: Layers of both that are used; CLIP gets one more, which METER drops.
         seed: Of their weights.
@@ -100,43 +90,7 @@ def write_encoders(
         ValueError: The folder holds something else.
     """
     manifest = {"data": "toy encoders", "format": 1, "width": width, "layers": layers, "seed": seed}
-    root = Path(root) if root is not None else default_root(f"encoders-{width}-{layers}-seed{seed}")
-    return _once(root, manifest, lambda folder: _write_encoders(folder, manifest))
-
-
-def _once(root: Path, manifest: dict[str, Any], write: Callable[[Path], None]) -> Path:
-    """The folder appears whole or not at all, also when several processes ask for it at the same time."""
-    if _is_written(root, manifest):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        write(scratch)
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        scratch.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        try:
-            scratch.rename(root)
-        except OSError:  # the folder is there and not empty: another process was faster, or it holds something else
-            if not _is_written(root, manifest):
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return root
-
-
-def _is_written(root: Path, manifest: dict[str, Any]) -> bool:
-    if not root.exists():
-        return False
-    try:
-        found = json.loads((root / MANIFEST).read_text())
-    except (OSError, ValueError):
-        found = None
-    if found == manifest:
-        return True
-    if found is None and root.is_dir() and not any(root.iterdir()):
-        return False
-    held = f"{found['data']} written with other settings" if found else "something else than toy data"
-    raise ValueError(f"{root} holds {held}: name another folder, or remove this one.")
+    return write_once(root, "vqa-encoders", manifest, lambda folder: _write_encoders(folder, manifest))
 
 
 def _scenes(number: int, generator: np.random.Generator, taken: set[Scene]) -> list[Scene]:

@@ -7,7 +7,7 @@ model = dict(
         _delete_=True,
         type="FrozenLLMNeck",
         dim=256,  # channels of the coarsest map: the last of out_channels in mmdet3d's pointpillars_hv_secfpn_kitti.py
-        llm=dict(source="huggyllama/llama-7b", layers=[31]),  # the paper's model and layer for point clouds
+        llm=dict(source="huggyllama/llama-7b", layers=[-1]),  # the paper's model and layer (31)
         level=-1,  # chosen: 62 x 54 cells at stride 8; those at strides 4 and 2 would be 13 and 54 thousand tokens
         residual=False,  # paper, section 3.1
         empty="occupancy",  # chosen: cells without points are no tokens

@@ -36,7 +36,7 @@ model = dict(
     ),
 )
 
-optim_wrapper = dict(optimizer=dict(lr=0.004))
-param_scheduler = [dict(type="CosineAnnealingLR", T_max=24, by_epoch=True, convert_to_iter_based=True)]
-train_cfg = dict(max_epochs=24, val_interval=24)
+optim_wrapper = dict(optimizer=dict(lr=0.008))
+param_scheduler = [dict(type="CosineAnnealingLR", T_max=30, by_epoch=True, convert_to_iter_based=True)]
+train_cfg = dict(max_epochs=30, val_interval=30)
 default_hooks = dict(logger=dict(interval=8))

@@ -5,7 +5,7 @@ model = dict(
     neck=dict(
         type="FrozenLLMNeck",
         dim=256,  # channels of the seeds: the last of fp_channels in mmdet3d's votenet.py
-        llm=dict(source="huggyllama/llama-7b", layers=[31]),  # the paper's model and layer for point clouds
+        llm=dict(source="huggyllama/llama-7b", layers=[-1]),  # the paper's model and layer (31)
         residual=False,  # paper, section 3.1
     )
 )

@@ -1,0 +1,76 @@
+"""Folders of toy data, which the domains write in the formats of the real data: they appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "toy.json"
+"""File in the folder that says what was written, and with which settings."""
+
+
+def default_root(name: str, manifest: Mapping[str, Any]) -> Path:
+    """Where toy data goes when no folder is named: below ``$XDG_CACHE_HOME`` or ``~/.cache``, by manifest."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(json.dumps(dict(manifest), sort_keys=True).encode()).hexdigest()
+    return cache / "frozenllm" / "toy" / f"{name}-{digest[:8]}"
+
+
+def write_once(
+    root: str | os.PathLike[str] | None, name: str, manifest: Mapping[str, Any], write: Callable[[Path], None]
+) -> Path:
+    """Write a folder unless it is there already; also when several processes ask for it at the same time.
+
+    Args:
+        root: The folder; None for `default_root`.
+        name: What the data is called, for `default_root`.
+        manifest: What tells these data from others, a ``format`` number among it; kept in the folder.
+        write: Fills the folder it is given.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: The folder holds something else, or cannot be written.
+    """
+    root = Path(root).expanduser() if root is not None else default_root(name, manifest)
+    if _is_written(root, manifest):
+        return root
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    except OSError as error:
+        raise ValueError(f"Toy data cannot be written to {root} ({error.strerror}): name another folder.") from error
+    try:
+        write(scratch)
+        (scratch / MANIFEST).write_text(json.dumps(dict(manifest), indent=2) + "\n")
+        scratch.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        try:
+            scratch.rename(root)
+        except OSError:  # the folder is there and not empty: another process was faster, or it holds something else
+            if not _is_written(root, manifest):
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return root
+
+
+def _is_written(root: Path, manifest: Mapping[str, Any]) -> bool:
+    if not root.exists():
+        return False
+    try:
+        found = json.loads((root / MANIFEST).read_text())
+    except (OSError, ValueError):
+        found = None
+    if found == json.loads(json.dumps(dict(manifest))):
+        return True
+    if found is None and root.is_dir() and not any(root.iterdir()):
+        return False
+    held = "toy data written with other settings" if found is not None else "something else than toy data"
+    raise ValueError(f"{root} holds {held}: name another folder, or remove this one.")

@@ -1,0 +1,54 @@
+"""Shared by the tests of vision and language: small toy data and encoders, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from frozenllm.vqa.toy import write_encoders, write_flickr, write_vqa
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache stays as it is: toy data goes to a folder of the tests, also in child processes."""
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp("cache")
+    patch.setenv("XDG_CACHE_HOME", str(folder))
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def vqa_root(cache_home: Path) -> Path:
+    """Toy questions in VQAv2's files."""
+    return write_vqa(cache_home / "vqa", train=120, val=40, test=6)
+
+
+@pytest.fixture(scope="session")
+def flickr_root(cache_home: Path) -> Path:
+    """Toy captions in Flickr30k's files."""
+    return write_flickr(cache_home / "flickr", train=24, val=6, test=8)
+
+
+@pytest.fixture(scope="session")
+def encoders(cache_home: Path) -> Path:
+    """Encoders of width 32."""
+    return write_encoders(cache_home / "encoders", width=32)
+
+
+@pytest.fixture(scope="session")
+def tiny(encoders: Path) -> list[str]:
+    """Overrides that make any model tiny."""
+    return [
+        f"model.image_encoder={encoders}/clip",
+        f"model.text_encoder={encoders}/roberta",
+        "model.width=32",
+        "model.heads=2",
+        "model.layers=1",
+        "runtime.console=false",
+        "runtime.device=cpu",
+        "runtime.workers=0",
+        "runtime.precision=fp32",
+    ]

@@ -111,8 +111,7 @@ def main() -> None:
             for arm, times in seconds.items():
                 print(f"  {arm:20s} {1000 * statistics.median(times):9.1f} ms a step")
             print(
-                f"  dense / shortcut {row['dense_over_shortcut']:.1f},  shortcut / host {row['shortcut_over_host']:.2f}",
-                flush=True,
+                f"  dense / shortcut {row['dense_over_shortcut']:.1f}, shortcut / host {row['shortcut_over_host']:.2f}"
             )
     if args.json:
         settings = {name: getattr(args, name) for name in ("batch", "agents", "lanes", "history", "dtype", "device")}

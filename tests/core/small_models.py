@@ -113,6 +113,11 @@ def layer_inputs_and_outputs(model: transformers.PreTrainedModel, length: int = 
     return seen
 
 
+def update_error(got: torch.Tensor, expected: torch.Tensor, h: torch.Tensor) -> float:
+    """Error relative to what a layer adds to its input h, which is smaller than its output."""
+    return ((got - expected).norm() / (expected - h).norm()).item()
+
+
 def write_config(folder: Path, **changes) -> None:
     """Change entries of a saved ``config.json``; None removes one."""
     path = folder / "config.json"

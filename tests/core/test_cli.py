@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import call
 from safetensors.torch import load_file
 from small_models import make_model, save_model
 
@@ -125,12 +125,12 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, folder, tmp_pat
 
 def test_the_installed_program(folder, tmp_path):
     run = [sys.executable, "-m", "frozenllm.core.cli"]
-    help_text = subprocess.run([*run, "--help"], capture_output=True, text=True, check=True).stdout
+    help_text = call([*run, "--help"], tmp_path).stdout
     assert all(command in help_text for command in ("extract", "inspect", "families", "bench"))
-    failed = subprocess.run([*run, "inspect", str(tmp_path / "x")], capture_output=True, text=True)
+    failed = call([*run, "inspect", str(tmp_path / "x")], tmp_path)
     assert failed.returncode == 2
     assert "Traceback" not in failed.stderr
-    usage = subprocess.run([*run, "extract", folder], capture_output=True, text=True)
+    usage = call([*run, "extract", folder], tmp_path)
     assert usage.returncode == 2
     assert "-o" in usage.stderr
 

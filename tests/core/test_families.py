@@ -11,7 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from small_models import MODELS, decoder_layers, layer_inputs_and_outputs, make_model, save_model, write_config
+from small_models import (
+    MODELS,
+    decoder_layers,
+    layer_inputs_and_outputs,
+    make_model,
+    save_model,
+    update_error,
+    write_config,
+)
 
 from frozenllm.core import BlockSpec, FrozenLLMLayer, load_block
 from frozenllm.core import layer as layer_module
@@ -26,18 +34,13 @@ def saved(request, tmp_path_factory):
     return request.param, model, save_model(model, tmp_path_factory.mktemp(request.param))
 
 
-def relative_error(got, expected, h):
-    """Of the update that the layer makes, which is smaller than its output."""
-    return ((got - expected).norm() / (expected - h).norm()).item()
-
-
 def test_untouched_layers_equal_transformers(saved):
     name, model, folder = saved
     rotary = "rotary" if MODELS[name][0] not in ("opt", "gpt2") else "none"
     for index, (h, expected) in enumerate(layer_inputs_and_outputs(model)):
         block = load_block(folder, [index])
         got = block(h, positions=rotary, attention="causal")
-        assert relative_error(got, expected, h) < 1e-5
+        assert update_error(got, expected, h) < 1e-5
 
 
 def test_longrope_beyond_the_trained_length(tmp_path):
@@ -45,7 +48,7 @@ def test_longrope_beyond_the_trained_length(tmp_path):
     folder = save_model(model, tmp_path)
     for index, (h, expected) in enumerate(layer_inputs_and_outputs(model, length=30)):
         got = load_block(folder, [index])(h, positions="rotary", attention="causal")
-        assert relative_error(got, expected, h) < 1e-5
+        assert update_error(got, expected, h) < 1e-5
 
 
 def test_consecutive_layers_and_final_norm_equal_the_model(saved):
@@ -54,7 +57,7 @@ def test_consecutive_layers_and_final_norm_equal_the_model(saved):
     passes = layer_inputs_and_outputs(model)
     block = load_block(folder, range(len(passes)))
     h = block(passes[0][0], positions=rotary, attention="causal")
-    assert relative_error(h, passes[-1][1], passes[0][0]) < 1e-5
+    assert update_error(h, passes[-1][1], passes[0][0]) < 1e-5
     base = getattr(model.base_model, "decoder", model.base_model)
     norms = [getattr(base, n) for n in ("norm", "ln_f", "final_layer_norm") if getattr(base, n, None) is not None]
     assert block.has_final_norm == bool(norms)
@@ -133,7 +136,7 @@ def test_as_used_here_equals_a_dense_computation(saved):
         got = load_block(folder, [index])(h, valid)
         for sample, length in ((0, 9), (1, 6)):
             rows = (sample, slice(0, length))
-            assert relative_error(got[rows], expected[rows], h[rows]) < 1e-5
+            assert update_error(got[rows], expected[rows], h[rows]) < 1e-5
 
 
 ABSORBED_AND_FOLDED = Plan(gram=True, fold_queries=True, fold_context=True, absorb=True, operations=0.0)

@@ -10,14 +10,10 @@ import torch
 import transformers
 from hub_server import serve_hub
 from safetensors.torch import load_file, save_file
-from small_models import layer_inputs_and_outputs, make_model, randomize, save_model, write_config
+from small_models import layer_inputs_and_outputs, make_model, randomize, save_model, update_error, write_config
 
 from frozenllm.core import FrozenLLMLayer, load_block
 from frozenllm.core.weights import read_specs
-
-
-def relative_error(got: torch.Tensor, expected: torch.Tensor, h: torch.Tensor) -> float:
-    return ((got - expected).norm() / (expected - h).norm()).item()
 
 
 def small_vit(**settings: object) -> transformers.ViTConfig:
@@ -40,7 +36,7 @@ def test_vit_layers_equal_transformers(biased: bool, headed: bool, tmp_path: Pat
         last = vit(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))).last_hidden_state
     assert len(seen) == 3
     for index, (h, expected) in enumerate(seen):
-        assert relative_error(load_block(tmp_path, [index])(h), expected, h) < 1e-5
+        assert update_error(load_block(tmp_path, [index])(h), expected, h) < 1e-5
     block = load_block(tmp_path, [1, 2])
     torch.testing.assert_close(block.apply_final_norm(block(seen[1][0]), "pretrained"), last, rtol=1e-5, atol=1e-5)
     auto, dense = FrozenLLMLayer(12, block), FrozenLLMLayer(12, block, exact="dense")
@@ -81,7 +77,7 @@ def test_the_language_model_inside_llava(text: str, names: str, tmp_path: Path) 
     assert block.has_final_norm
     for index, (h, after) in enumerate(layer_inputs_and_outputs(alone)):
         got = load_block(folder, [index])(h, positions="rotary", attention="causal")
-        assert relative_error(got, after, h) < 1e-5
+        assert update_error(got, after, h) < 1e-5
 
 
 def test_llava_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluated(run_dir: Path, *overrides: str) -> dict[str, float]:
     """Evaluate in the run's own folder."""
-    common = [f"runs={run_dir.parent.parent}", "runtime.console=false"]
+    common = [f"runs={run_dir.parent.parent}", "runtime.console=false", "runtime.plots=false"]
     return evaluate(compose_config(CONFIG, [*common, *overrides]))
 
 
@@ -107,7 +107,11 @@ def test_malicious_checkpoint_is_refused(how: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bad\.pt was refused"):
         files.read_checkpoint(path)
     with pytest.raises(ValueError, match=r"bad\.pt was refused"):
-        train(compose_config(CONFIG, [f"runs={tmp_path}", f"checkpoint={path}", "runtime.console=false"]))
+        train(
+            compose_config(
+                CONFIG, [f"runs={tmp_path}", f"checkpoint={path}", "runtime.console=false", "runtime.plots=false"]
+            )
+        )
     assert not marker.exists()
     # The file does what it is meant to where the check is off: the test can fail.
     torch.load(path, weights_only=False) if how == "torch" else pickle.loads(path.read_bytes())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tinydomain.helpers import assert_same, call, history, read, run
+from processes import call, torchrun
+from tinydomain.helpers import assert_same, history, read, run
 from tinydomain.train import CONFIG
 
 from frozenllm.core.training import compose_config, evaluate
@@ -29,8 +29,8 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder of the runs of two processes with a batch of 4 each, and what they printed."""
     folder = tmp_path_factory.mktemp("two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = call([*launch, "-m", "tinydomain.both_strategies", str(folder), *COMMON, "data.batch_size=4"], folder)
+    command = torchrun(2, "tinydomain.both_strategies", str(folder), *COMMON, "data.batch_size=4")
+    done = call(command, folder)
     assert done.returncode == 0, done.stderr
     return folder / "tiny", done.stdout
 
@@ -61,7 +61,10 @@ def test_two_processes_equal_one(strategy: str, one_process: Path, two_processes
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_one_process_evaluates_what_two_wrote(strategy: str, two_processes: tuple[Path, str]) -> None:
     folder = two_processes[0] / strategy
-    cfg = compose_config(CONFIG, [*COMMON, f"runs={folder.parent.parent}", f"name={strategy}", "runtime.console=false"])
+    cfg = compose_config(
+        CONFIG,
+        [*COMMON, f"runs={folder.parent.parent}", f"name={strategy}", "runtime.console=false", "runtime.plots=false"],
+    )
     figures = evaluate(cfg)
     assert figures["accuracy/top1"] == history(folder)[-1]["accuracy/top1"]
 

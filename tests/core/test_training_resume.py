@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tinydomain.helpers import assert_same, call, command, history, read, run
+from processes import call
+from tinydomain.helpers import assert_same, command, history, read, run
 
 # Dropout, augmentation from three generators, random batch transform, moving average, warm-up: all that draws, counts.
 COMMON = [

@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tinydomain.helpers import call, command, history, read, run
+from processes import call
+from tinydomain.helpers import command, history, read, run
 from tinydomain.train import CONFIG, Host
 
 from frozenllm.core import conf
@@ -37,7 +38,7 @@ def cli(capsys: pytest.CaptureFixture, *argv: str) -> str:
 
 def test_run_folder(tmp_path: Path) -> None:
     metrics = "metrics=[{type:Accuracy,topk:[1,2]},{type:CrossEntropy}]"
-    result = run(tmp_path, "name=a", metrics, "runtime.val_interval=2")
+    result = run(tmp_path, "name=a", metrics, "runtime.val_interval=2", "runtime.plots=true")
     folder = tmp_path / "tiny" / "a"
     assert result.run_dir == str(folder)
     lines = history(folder)
@@ -175,7 +176,7 @@ def test_trackers(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: py
 
 def test_multirun_gives_every_job_a_folder(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    common = [f"runs={tmp_path}", "name=sweep", "runtime.console=false", "runtime.stop_after=1"]
+    common = [f"runs={tmp_path}", "name=sweep", "runtime.console=false", "runtime.plots=false", "runtime.stop_after=1"]
     run_cli(CONFIG, ["-m", *common, "llm.seed=3,4"])
     torch.set_num_threads(threads)
     folders = sorted((tmp_path / "tiny" / "sweep").iterdir())
@@ -195,7 +196,7 @@ def test_module_runs_from_any_folder(tmp_path: Path) -> None:
 
 
 def test_compare_arms(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    overrides = [f"runs={tmp_path}", "runtime.console=false", "schedule.epochs=2"]
+    overrides = [f"runs={tmp_path}", "runtime.console=false", "runtime.plots=false", "schedule.epochs=2"]
     arms = {"host alone": ["llm=none", "~llm.spec"], "+ random block": []}
     results = compare(CONFIG, arms, seeds=(0, 1), overrides=overrides)
     assert [result.arm for result in results] == list(arms)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tinydomain.helpers import call, command
+from processes import call
+from tinydomain.helpers import command
 
 from frozenllm.core.training import tables
 from frozenllm.core.training.table_plots import _axis, _common, _losses

@@ -17,21 +17,6 @@ from frozenllm.core import FrozenLLMLayer, LLMBlock, load_block, random_block, r
 from frozenllm.core.weights import open_source, parse_dtype, read_block
 
 
-@pytest.fixture(scope="module")
-def model():
-    return make_model("llama")
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    return save_model(model, tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture
-def copy(folder, tmp_path):
-    return shutil.copytree(folder, tmp_path / "model")
-
-
 def same_block(a: LLMBlock, b: LLMBlock) -> bool:
     pairs = zip(a.buffers(), b.buffers(), strict=True)
     return a.specs == b.specs and all(torch.equal(x, y) and x.dtype == y.dtype for x, y in pairs)

@@ -18,27 +18,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from small_models import make_model, save_model
 from test_weights_meta import write_meta
 
 from frozenllm.core import load_block, save_block
 from frozenllm.core.weights import read_block
 from frozenllm.core.weights.pickles import load_pickle
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model("llama")
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    return save_model(model, tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture
-def copy(folder, tmp_path):
-    return shutil.copytree(folder, tmp_path / "model")
 
 
 def refuse(path, match=""):

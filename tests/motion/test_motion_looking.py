@@ -68,7 +68,7 @@ def test_activation_of_every_polyline(kind: type[MotionHost], insert: str, llm: 
 
 
 def test_attention_is_the_targets() -> None:
-    """What the target's token attends to: moving a token that it ignores entirely, padding, gets nothing."""
+    """Against scores and softmax written out: summed over heads, scaled to 0 to 1; padding gets nothing."""
     model, inputs = build(VectorNet, "before_decoder"), random_inputs(3, 4, 5, history=6, points=4)
     found = activations(model, inputs, "attention")
     mask = torch.cat([inputs["agents_valid"].any(-1), inputs["lanes_valid"].any(-1)], dim=1)

@@ -48,7 +48,7 @@ def by_hand(outputs: dict[str, Tensor], targets: dict[str, Tensor], regression: 
     return {"loss_regression": sum(fits) / len(fits), "loss_classification": 0.5 * sum(entropies) / len(entropies)}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), regression=st.sampled_from(["smooth_l1", "laplace"]))
 def test_loss_is_as_defined(seed: int, regression: str) -> None:
     outputs, targets = outputs_and_targets(seed)

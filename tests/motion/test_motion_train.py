@@ -31,12 +31,7 @@ TINY = {
 }
 SHORT = ["data.batch_size=4", "schedule.epochs=2", "data.radius=40", "runtime.console=false", "runtime.workers=0"]
 SHORT += ["runtime.device=cpu", "runtime.threads=1", "runtime.checkpoint.keep=5", "runtime.precision=fp32"]
-RECIPES = [
-    "argoverse1_vectornet_llama",
-    "argoverse1_mmtransformer",
-    "argoverse2_vectornet",
-    "argoverse2_mmtransformer_llama",
-]
+RECIPES = ["argoverse1_vectornet", "argoverse2_mmtransformer_llama"]
 
 
 def overrides(recipe: str, root: Path, runs: Path) -> list[str]:
@@ -178,12 +173,6 @@ def test_toy_prints_both_arms_beside_constant_velocity(
     assert f"{summary['metrics']['motion/minFDE6']:.2f}" in rows["host alone"]
     assert f"{summary['trainable']:,}" in rows["host alone"]
     assert "791,040" in rows["+ frozen bundled block"]
-    tool.main([])  # again: from the cache, over the runs that are there
-    again = capsys.readouterr().out.splitlines()
-    figures = [
-        [line.split()[:-2] for line in text if line.startswith("host alone")] for text in (again, printed.splitlines())
-    ]
-    assert figures[0] == figures[1]
 
 
 @pytest.mark.parametrize("llm", [None, "bundled"], ids=["host", "layer"])

@@ -53,7 +53,7 @@ def _quick(uncompiled_mmdet3d: None) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("toy")
-    return {name: write(folder / name, train=8, val=2) for name, write in TOYS.items()}
+    return {name: write(folder / name, train=4, val=2) for name, write in TOYS.items()}
 
 
 def config(name: str, data: dict[str, Path], work_dir: Path, epochs: int = 1, **options: Any) -> Config:
@@ -62,6 +62,7 @@ def config(name: str, data: dict[str, Path], work_dir: Path, epochs: int = 1, **
         "log_level": "ERROR",
         "train_cfg.max_epochs": epochs,
         "train_cfg.val_interval": epochs,
+        "train_dataloader.batch_size": 1,
         **SMALLER[name.split("_")[1]],
         **options,
     }
@@ -181,7 +182,7 @@ def test_values_become_plain() -> None:
 
 def test_the_command_line(data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     common = ["toy_votenet_frozenllm", "--data-root", str(data["votenet"]), "--work-dir", str(tmp_path / "run")]
-    quiet = ["--cfg-options", "train_cfg.max_epochs=1", "log_level=ERROR"]
+    quiet = ["--cfg-options", "train_cfg.max_epochs=1", "log_level=ERROR", "train_dataloader.batch_size=1"]
     tool.main([*common, *quiet])
     capsys.readouterr()
     tool.main([*common, "--eval-only", str(tmp_path / "run" / "epoch_1.pth"), *quiet])

@@ -101,7 +101,7 @@ import sys
 for name in ("mmcv", "mmdet", "mmdet3d"):
     sys.modules[name] = None
 import torch
-import frozenllm.pointcloud, frozenllm.pointcloud.train
+import frozenllm.pointcloud, frozenllm.pointcloud.train, frozenllm.pointcloud.detection.train
 from frozenllm.pointcloud.data import scanobjectnn
 points = scanobjectnn({str(scans_root)!r}, "hardest", "test")[0]["inputs"]
 print(tuple(frozenllm.pointcloud.PointBERT(15, 24, 1, 2, llm="bundled").eval()(points[None]).shape))

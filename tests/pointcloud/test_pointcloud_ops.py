@@ -147,12 +147,6 @@ def test_the_compiled_kernel_is_handed_points_so_that_ties_agree(xyz: Tensor, nu
     assert torch.equal(places.argsort()[chosen], farthest_point_sample(xyz, num))
 
 
-def test_compiles_without_unrolling() -> None:
-    xyz = torch.randn(2, 50, 3)
-    compiled = torch.compile(lambda x: gather(x, farthest_point_sample(x, 9)), backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(xyz), gather(xyz, farthest_point_sample(xyz, 9)))
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_gpu_gives_the_same_indices() -> None:
     xyz = torch.randint(-9, 10, (2, 3000, 3), generator=torch.Generator().manual_seed(0)).float()

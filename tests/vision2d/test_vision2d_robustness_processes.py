@@ -7,25 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from processes import call, torchrun
 from toy_imagenet import WNIDS, arguments, figures, noise
 
 from frozenllm.vision2d.robustness import main
 
+COMMAND = "frozenllm.vision2d.robustness"
 SETS = "sets=[imagenet,imagenet_a,imagenet_r,imagenet_sketch,imagenet_c/fog]"
 
 
-def torchrun(argv: list[str]) -> None:
-    """The command in two processes that torchrun's own launcher forks: their imports are done."""
-    meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-    launch = LaunchConfig(1, 1, 2, **meeting, max_restarts=0, monitor_interval=0.05, start_method="fork")
-    elastic_launch(launch, main)(argv)
-
-
-def test_two_processes_give_the_figures_of_one(
-    run: Path, family: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_two_processes_give_the_figures_of_one(run: Path, family: dict[str, Path], tmp_path: Path) -> None:
     """An odd number of images, one of them broken; and a set that a run of one process has done already."""
     sketch = tmp_path / "sketch" / WNIDS[3]
     sketch.mkdir(parents=True)
@@ -36,9 +27,9 @@ def test_two_processes_give_the_figures_of_one(
     one, two = (arguments(run, family, tmp_path / name, *more) for name in ("one", "two"))
     main(one)
     main([*two, "sets=[imagenet_a]"])
-    capfd.readouterr()
-    torchrun(two)
-    printed = capfd.readouterr().out
+    done = call(torchrun(2, COMMAND, *two), tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
     expected, got = figures(tmp_path / "one"), figures(tmp_path / "two")
     assert got == expected
     assert got["complete"]
@@ -50,17 +41,14 @@ def test_two_processes_give_the_figures_of_one(
     assert (tmp_path / "two" / "robustness.png").stat().st_size > 1000
 
 
-def test_a_broken_image_ends_all_processes(
-    run: Path, family: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_image_ends_all_processes(run: Path, family: dict[str, Path], tmp_path: Path) -> None:
     broken = tmp_path / "sketch" / WNIDS[3] / "broken.png"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"nothing")
     argv = arguments(run, dict(family, imagenet_sketch=tmp_path / "sketch"), tmp_path / "out")
-    with pytest.raises(ChildFailedError):
-        torchrun([*argv, "sets=[imagenet,imagenet_sketch]"])
-    printed = capfd.readouterr().err
-    assert printed.count(f"error: {broken} cannot be read as an image") == 1
+    done = call(torchrun(2, COMMAND, *argv, "sets=[imagenet,imagenet_sketch]"), tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count(f"error: {broken} cannot be read as an image") == 1
     kept = figures(tmp_path / "out")
     assert not kept["complete"]
     assert list(kept["sets"]) == ["imagenet"]

@@ -41,7 +41,7 @@ RECIPES = sorted(
 def tiny(recipe: str, runs: Path, data: Path) -> list[str]:
     """Overrides that leave a recipe as it is, but for its widths, the block, the machine and the length."""
     spec = "{" + ",".join(f"{key}:{value}" for key, value in SPEC.items()) + "}"
-    block = [f"+llm.spec={spec}", "llm.kind=random", "llm.source=null", "llm.dtype=null"] if "llama" in recipe else []
+    block = [f"+llm.spec={spec}", "llm.kind=random", "llm.source=null"] if "llama" in recipe else []
     model = ["+model.img_size=16", "+model.patch_size=8", "+model.embed_dim=24", "+model.depth=1", "+model.num_heads=2"]
     images = [f"data.{split}.transform.input_size={SIZE}" for split in ("train", "val")]
     length = ["data.batch_size=2", "data.val_batch_size=8", "schedule.epochs=2", "schedule.warmup_epochs=1"]

@@ -1,8 +1,6 @@
 """Running the tiny domain, in this process or in one of its own."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,14 @@ import torch
 from frozenllm.core.training import RunResult, compose_config, train
 from tinydomain.train import CONFIG
 
-TESTS = Path(__file__).parent.parent
-
 
 def run(folder: Path, *overrides: str) -> RunResult:
     """Train in this process; torch's number of threads is put back afterwards."""
     threads = torch.get_num_threads()
     try:
-        return train(compose_config(CONFIG, [f"runs={folder}", "runtime.console=false", *overrides]))
+        return train(
+            compose_config(CONFIG, [f"runs={folder}", "runtime.console=false", "runtime.plots=false", *overrides])
+        )
     finally:
         torch.set_num_threads(threads)
 
@@ -27,13 +25,6 @@ def run(folder: Path, *overrides: str) -> RunResult:
 def command(folder: Path, *overrides: str) -> list[str]:
     """The command line that `run` stands for."""
     return [sys.executable, "-m", "tinydomain.train", f"runs={folder}", *overrides]
-
-
-def call(argv: list[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess:
-    """Run a command with one thread, the tiny domain on its path, and a working directory that knows nothing."""
-    known = os.environ.get("PYTHONPATH", "")
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{known}", "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def read(path: Path) -> dict[str, Any]:

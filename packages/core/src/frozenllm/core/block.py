@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from frozenllm.core.decoder import Attention, DecoderLayer, Positions, copy_checked
 from frozenllm.core.functional import normalize
+from frozenllm.core.packed import check_quantize
 from frozenllm.core.record import BlockRecord
 from frozenllm.core.spec import BlockSpec
 
@@ -33,11 +34,11 @@ class LLMBlock(nn.Module):
         record: Where the tensors came from.
         dtype: Data type to compute in; None means float32, as the official code does.
         device: Where to put the weights; None means the CPU.
-        int8: Store projections as 8-bit integers with a scale per row (`frozenllm.core.int8`): a quarter of float32's
-            memory, each weight within half a scale.
+        quantize: ``"int8"`` stores projections as 8-bit integers with a scale per row, a quarter of float32's memory;
+            ``"int4"`` as 4-bit integers with a scale per 32 columns, less than a fifth (`frozenllm.core.packed`).
 
     Raises:
-        ValueError: A tensor is missing or has another shape than the spec says.
+        ValueError: A tensor is missing or has another shape than the spec says, or ``quantize`` is unknown.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class LLMBlock(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        int8: bool = False,
+        quantize: str | None = None,
     ) -> None:
         super().__init__()
         if not specs or len(specs) != len(tensors):
@@ -57,12 +58,13 @@ class LLMBlock(nn.Module):
         if len({spec.hidden_size for spec in specs}) > 1:
             raise ValueError("All layers of a block must have the same width.")
         dtype = dtype or torch.float32
+        check_quantize(quantize)
         if not dtype.is_floating_point:
             raise ValueError(f"A block's dtype must be a floating point type, not {dtype}.")
         # Explicit, since a model may be built inside `torch.device("meta")`.
         device = torch.device(device if device is not None else "cpu")
         self.record = record
-        self.layers = nn.ModuleList(DecoderLayer(spec, dtype, device, int8) for spec in specs)
+        self.layers = nn.ModuleList(DecoderLayer(spec, dtype, device, quantize) for spec in specs)
         for name in specs[-1].final_norm_shapes() if final_norm else ():
             empty = torch.empty(self.hidden_size, dtype=dtype, device=device)
             self.register_buffer(name.replace(".", "_"), empty, persistent=False)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frozenllm.core.functional import activate, allowed_keys, attend, normalize
-from frozenllm.core.int8 import dequantize_rows, int8_linear, quantize_rows
 from frozenllm.core.lora import LowRankUpdate
+from frozenllm.core.packed import pack, packed_like, packed_linear, unpack
 from frozenllm.core.rotary import apply_rotary, rotary_tables
 from frozenllm.core.spec import BlockSpec
 
@@ -34,7 +34,7 @@ def copy_checked(target: Tensor, tensors: Mapping[str, Tensor], name: str) -> No
 
 
 def _scale_of(weight: str) -> str:
-    """Name of the buffer with the scales of an int8 weight."""
+    """Name of the buffer with the scales of a weight that is stored as integers."""
     return f"{weight.rsplit('_', 1)[0]}_scale"
 
 
@@ -45,7 +45,8 @@ class DecoderLayer(nn.Module):
         spec: What the layer computes.
         dtype: Data type of the weights.
         device: Where the (still empty) weights are made.
-        int8: Store projections as 8-bit integers with a scale per row in ``dtype`` (`frozenllm.core.int8`).
+        quantize: ``"int8"`` or ``"int4"`` stores projections as integers, with scales in ``dtype``
+            (`frozenllm.core.packed`).
     """
 
     # Every family has these; what only some have is reached through `weight`.
@@ -53,29 +54,29 @@ class DecoderLayer(nn.Module):
     o_weight: Tensor
     up_weight: Tensor
     down_weight: Tensor
-    qkv_scale: Tensor  # of int8 weights only
+    qkv_scale: Tensor  # of integers only
 
-    def __init__(self, spec: BlockSpec, dtype: torch.dtype, device: torch.device, int8: bool = False) -> None:
+    def __init__(self, spec: BlockSpec, dtype: torch.dtype, device: torch.device, quantize: str | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.int8 = int8
+        self.quantize = quantize
         shapes = spec.tensor_shapes()
         for name, parts in self.layout().items():
             first = shapes[parts[0]]
             rows = sum(shapes[part][0] for part in parts)
-            packed = int8 and len(first) == 2
-            empty = torch.empty((rows, *first[1:]), dtype=torch.int8 if packed else dtype, device=device)
-            self.register_buffer(name, empty, persistent=False)
-            if packed:
-                scale = torch.empty((rows, 1), dtype=dtype, device=device)
+            if quantize and len(first) == 2:
+                empty, scale = packed_like(rows, first[1], quantize, dtype, device)
                 self.register_buffer(_scale_of(name), scale, persistent=False)
+            else:
+                empty = torch.empty((rows, *first[1:]), dtype=dtype, device=device)
+            self.register_buffer(name, empty, persistent=False)
         self.low_rank = nn.ModuleDict()
         self.has_low_rank = False  # a plain flag: older torch.compile cannot ask a ModuleDict whether it is empty
 
     @property
     def dtype(self) -> torch.dtype:
         """Data type that the layer computes in."""
-        return self.qkv_scale.dtype if self.int8 else self.qkv_weight.dtype
+        return self.qkv_scale.dtype if self.quantize else self.qkv_weight.dtype
 
     def layout(self) -> dict[str, list[str]]:
         """Name of each stored tensor, and the canonical tensors whose rows it joins."""
@@ -87,11 +88,8 @@ class DecoderLayer(nn.Module):
         return layout
 
     def canonical_tensors(self) -> dict[str, Tensor]:
-        """Canonical name -> weights, in the order of `BlockSpec.tensor_shapes`: views, or unpacked copies of int8."""
-        return {
-            name: part if scale is None else dequantize_rows(part, scale)
-            for name, (part, scale) in self._parts().items()
-        }
+        """Canonical name -> weights, in the order of `BlockSpec.tensor_shapes`: views, of integers unpacked copies."""
+        return {name: part if scale is None else unpack(part, scale) for name, (part, scale) in self._parts().items()}
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy canonical tensors in, one at a time, so that a lazily read file needs no second copy in memory.
@@ -99,18 +97,20 @@ class DecoderLayer(nn.Module):
         Raises:
             ValueError: A tensor is missing or has another shape than the spec says.
         """
+        shapes = self.spec.tensor_shapes()
         for name, (view, scale) in self._parts().items():
             if scale is None:
                 copy_checked(view, tensors, name)
                 continue
-            full = torch.empty(view.shape, dtype=scale.dtype, device=view.device)
+            assert self.quantize is not None
+            full = torch.empty(shapes[name], dtype=scale.dtype, device=view.device)
             copy_checked(full, tensors, name)
             with torch.no_grad():
-                for target, source in zip((view, scale), quantize_rows(full), strict=True):
+                for target, source in zip((view, scale), pack(full, self.quantize), strict=True):
                     target.copy_(source)
 
     def _parts(self) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Canonical name -> view of the stored weights, and of their scales where they are int8."""
+        """Canonical name -> view of the stored weights, and of their scales where they are integers."""
         shapes = self.spec.tensor_shapes()
         views: dict[str, tuple[Tensor, Tensor | None]] = {}
         for name, parts in self.layout().items():
@@ -127,7 +127,7 @@ class DecoderLayer(nn.Module):
         shapes = self.spec.tensor_shapes()
         for stored in ("qkv", "o", "up", "down"):
             sizes = [shapes[part][0] for part in self.layout()[f"{stored}_weight"]]
-            in_features = getattr(self, f"{stored}_weight").shape[1]
+            in_features = shapes[self.layout()[f"{stored}_weight"][0]][1]
             self.low_rank[stored] = LowRankUpdate(in_features, sizes, rank, alpha)
 
     def make_trainable(self) -> None:
@@ -136,8 +136,10 @@ class DecoderLayer(nn.Module):
         Raises:
             ValueError: The weights are integers.
         """
-        if self.int8:
-            raise ValueError('A block that is stored as integers cannot be trained: load it without quantize="int8".')
+        if self.quantize:
+            raise ValueError(
+                f'A block that is stored as integers cannot be trained: load it without quantize="{self.quantize}".'
+            )
         for name in self.layout():
             weight = getattr(self, name)
             del self._buffers[name]
@@ -168,18 +170,18 @@ class DecoderLayer(nn.Module):
         return None if bias is None else bias[rows]
 
     def weight_of(self, name: str) -> Tensor:
-        """Weight of a projection (see `rows`), without its low-rank update; unpacked where it is int8."""
+        """Weight of a projection (see `rows`), without its low-rank update; unpacked where it is stored as integers."""
         weight, scale = self._stored(name)
-        return weight if scale is None else dequantize_rows(weight, scale)
+        return weight if scale is None else unpack(weight, scale)
 
     def _stored(self, name: str) -> tuple[Tensor, Tensor | None]:
         stored, rows, _ = self.rows(name)
         weight = getattr(self, f"{stored}_weight")[rows]
-        return (weight, getattr(self, f"{stored}_scale")[rows]) if self.int8 else (weight, None)
+        return (weight, getattr(self, f"{stored}_scale")[rows]) if self.quantize else (weight, None)
 
     def _linear(self, x: Tensor, name: str, bias: Tensor | None) -> Tensor:
         weight, scale = self._stored(name)
-        return F.linear(x, weight, bias) if scale is None else int8_linear(x, weight, scale, bias)
+        return F.linear(x, weight, bias) if scale is None else packed_linear(x, weight, scale, bias)
 
     def project(self, x: Tensor, name: str) -> Tensor:
         """Apply a projection (see `rows`): (..., in_features) -> (..., out_features)."""
@@ -191,7 +193,7 @@ class DecoderLayer(nn.Module):
 
     def fold(self, name: str, basis: Tensor) -> Tensor:
         """``W basis``: a projection (see `rows`) of every column of a basis (in_features, m), without the bias."""
-        folded = self._linear(basis.T, name, None).T if self.int8 else self.weight_of(name) @ basis
+        folded = self._linear(basis.T, name, None).T if self.quantize else self.weight_of(name) @ basis
         if not self.has_low_rank:
             return folded
         stored, _, parts = self.rows(name)

@@ -52,8 +52,8 @@ def describe_llm_layer(layer: nn.Module | None) -> dict[str, Any]:
     options: dict[str, Any] = {name: getattr(layer, name) for name in _OPTIONS}
     options["dtype"] = str(block.dtype).removeprefix("torch.")
     options["trainable"] = block.trainable
-    if block.decoder_layers[0].int8:
-        options["quantize"] = "int8"
+    if block.decoder_layers[0].quantize:
+        options["quantize"] = block.decoder_layers[0].quantize
     low_rank = block.decoder_layers[0].low_rank
     if low_rank:
         rank = low_rank["o"].down[0].shape[0]  # type: ignore[index, union-attr]

@@ -80,7 +80,7 @@ def prepare(
     todo = [(name, file) for name, file in files.items() if name not in done]
     with (
         open(Path(out) / "done.jsonl", "a", encoding="utf-8") as journal,
-        tqdm(total=len(files), initial=len(files) - len(todo), unit=" videos", disable=not progress) as bar,
+        tqdm(total=len(files), initial=len(files) - len(todo), unit="video", disable=not progress) as bar,
     ):
         for result in _converted(todo, conversion, workers):
             done[result["id"]] = result

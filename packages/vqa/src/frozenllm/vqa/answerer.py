@@ -14,11 +14,10 @@ from torch import Tensor
 
 from frozenllm.core.analysis import magnitude, tapped
 from frozenllm.core.training import BrokenSample
-from frozenllm.vqa.data.datasets import tokenizer_source
 from frozenllm.vqa.images import ImageFile, clip_transform
 from frozenllm.vqa.meter.model import MeterVQA
 from frozenllm.vqa.runs import load_run
-from frozenllm.vqa.text import TextTokens
+from frozenllm.vqa.text import TextTokens, tokenizer_source
 
 TAPS = ("adapter_out", "host")
 

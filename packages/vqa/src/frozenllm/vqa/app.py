@@ -49,7 +49,7 @@ def build_page(answerer: Answerer) -> Any:
         gr.Markdown("# Ask about an image\nMETER with a frozen language-model block.")
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"])
+                image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=320)
                 question = gr.Textbox(label="Question", placeholder="What color is the circle?")
                 where = gr.Radio(list(_CHOICES), value=next(iter(_CHOICES)), label="Activity of the")
                 ask = gr.Button("Ask", variant="primary")

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from frozenllm.core.training import UNREADABLE
-from frozenllm.vqa.data.datasets import GalleryDataset
+from frozenllm.vqa.data.captions import GalleryDataset
 from frozenllm.vqa.meter.model import MeterRetrieval
 from frozenllm.vqa.scoring import recalls
 

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from frozenllm.vqa.toy import write_encoders
+
 logger = logging.getLogger(__name__)
+
+TOY = "toy"
 
 
 class TextTokens:
@@ -74,3 +78,8 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             batch[ids], batch[mask] = batch[ids][..., :length], batch[mask][..., :length]
     others = {key: [sample[key] for sample in samples] for key in samples[0] if key not in ("inputs", "targets")}
     return {"inputs": batch, "targets": default_collate([sample["targets"] for sample in samples]), **others}
+
+
+def tokenizer_source(source: str) -> str:
+    """A tokenizer's source as it stands, or the folder that ``"toy"`` means."""
+    return str(write_encoders() / "roberta") if source == TOY else source

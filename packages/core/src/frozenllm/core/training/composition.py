@@ -65,6 +65,9 @@ def resolve(cfg: DictConfig) -> DictConfig:
         key = getattr(error, "full_key", None) or str(error).splitlines()[0]
         raise ValueError(f"The value of {key} is missing: give {key}=...") from error
     except OmegaConfBaseException as error:
+        missing = re.search(r"Missing mandatory value: ([\w.]+)", str(error))  # what another value refers to
+        if missing:
+            raise ValueError(f"The value of {missing[1]} is missing: give {missing[1]}=...") from error
         raise ValueError(one_sentence(error)) from error
     assert isinstance(plain, dict)
     return OmegaConf.create(plain)

@@ -82,13 +82,14 @@ class TolerantDataset(Dataset):
                 if self.on_error == "raise":
                     sentence = str(error).removesuffix(".")
                     raise BrokenSample(f"{sentence}; repair or remove it, or set on_error to skip.") from error
-                self._note((index + step) % self.size, error)
+                self.note((index + step) % self.size, error)
                 last = error
         if self.train:
             raise BrokenSample(f"{step + 1} samples in a row cannot be read; the last one: {last}")
         return self.placeholder(index)
 
-    def _note(self, index: int, error: BrokenSample) -> None:
+    def note(self, index: int, error: BrokenSample) -> None:
+        """Count a broken sample and log it, once."""
         if not self._unreadable[index]:
             self._unreadable[index] = True
             logger.warning("Skipped a sample: %s", error)

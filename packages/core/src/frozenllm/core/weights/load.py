@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from frozenllm.core.block import LLMBlock, llm_blocks
+from frozenllm.core.packed import check_quantize
 from frozenllm.core.record import BlockRecord, hash_tensors
 from frozenllm.core.spec import BlockSpec
 from frozenllm.core.weights.block_file import write_block_file
@@ -50,7 +51,7 @@ def load_block(
         revision: For hub repositories; ignored elsewhere, with a warning.
         num_heads: Query heads that the block must have. Only official checkpoints do not say; None means
             LLaMA-7B's 32 there.
-        quantize: ``"int8"`` stores the projections as 8-bit integers, for memory; see ``docs/int8.md``.
+        quantize: ``"int8"`` or ``"int4"`` stores the projections as integers, for memory; see ``docs/int8.md``.
 
     Returns:
         The frozen block. Its record hashes the stored bytes.
@@ -62,8 +63,7 @@ def load_block(
     compute = parse_dtype(dtype) or torch.float32
     if not compute.is_floating_point:
         raise ValueError(f"A block computes in a floating point dtype, not {compute}.")
-    if quantize not in (None, "int8"):
-        raise ValueError(f'quantize must be None or "int8", not {quantize!r}; 4-bit storage has no kernel for the CPU.')
+    check_quantize(quantize)
     place = _parse_device(device)
     contents = read_contents(open_source(source, revision, num_heads), layers, must_fit=compute)
     if num_heads is not None and contents.specs[0].num_heads != num_heads:
@@ -76,7 +76,7 @@ def load_block(
             contents.record,
             dtype=compute,
             device=place,
-            int8=quantize == "int8",
+            quantize=quantize,
         )
 
 

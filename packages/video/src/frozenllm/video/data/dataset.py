@@ -40,7 +40,7 @@ class VideoDataset(TolerantDataset):
     Args:
         source: The videos.
         sampling: The choice of frames, or its config (`make_sampling`).
-        transform: From frames to a clip; or its config (`make_transform`).
+        transform: From frames to a clip of the width ``transform.size``; or its config (`make_transform`).
         train: Random frames and augmentation.
         samples_per_video: Clips of every training sample.
         views: ``temporal`` and ``spatial`` views in evaluation; None for one clip.
@@ -144,9 +144,9 @@ class VideoDataset(TolerantDataset):
             return self.sampling.random(length)
         return np.concatenate([self.sampling.view(length, t, self.temporal) for t in range(self.temporal)])
 
-    def _note(self, index: int, error: BrokenSample) -> None:
-        # A broken video is one, however many views it has.
-        super()._note(index // self.views * self.views, error)
+    def note(self, index: int, error: BrokenSample) -> None:
+        """Count a broken video and log it, once, however many views it has."""
+        super().note(index // self.views * self.views, error)
 
 
 def collate_videos(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def write_vqa(
     root: str | os.PathLike[str] | None = None,
     *,
     train: int = 1500,
-    val: int = 500,
+    val: int = 300,
     test: int = 40,
     per_scene: int = 4,
     seed: int = 0,

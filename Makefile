@@ -1,7 +1,7 @@
 # make demo   train a small vision transformer with and without a frozen block, on a CPU, in minutes
 # make test   install everything and run the test suite
 # make lint   formatting, lint and types
-# make bench  the benchmarks (several minutes; figures are ratios, so let nothing else run)
+# make bench  the benchmarks (an hour on two cores; figures are ratios, so let nothing else run)
 #
 # Nothing has to be installed before: uv is fetched into .uv/ where it is missing. Variables:
 #   PYTHON            the interpreter to use, 3.10 to 3.12 (default: what uv finds)
@@ -60,6 +60,12 @@ bench: $(VENV)/.test
 	$(RUN) benchmarks/load_block.py --json runs/bench/load_block.json
 	$(RUN) benchmarks/storage.py --json runs/bench/storage.json
 	$(RUN) benchmarks/vision2d.py --json runs/bench/vision2d.json
+	$(RUN) benchmarks/video.py --json runs/bench/video.json
+	$(RUN) benchmarks/video_data.py --json runs/bench/video_data.json
+	$(RUN) benchmarks/pointcloud.py --json runs/bench/pointcloud.json
+	$(RUN) benchmarks/motion.py --json runs/bench/motion.json
+	$(RUN) benchmarks/motion_data.py --json runs/bench/motion_data.json
+	$(RUN) benchmarks/vqa.py --json runs/bench/vqa.json
 
 clean:
 	rm -rf $(VENV) .uv runs

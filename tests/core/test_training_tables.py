@@ -55,6 +55,22 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
+def test_test_figures_have_a_column_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "seeds"
+    for seed, value in ((0, 60.0), (1, 64.0)):
+        summary = {"test": {"accuracy/top1": value}}
+        write_run(folder / f"a/seed{seed}", 50.0, 51.0, seed=seed, summary=summary)
+        write_run(folder / f"b/seed{seed}", 50.0, 51.0, seed=seed, llm={"kind": "none"})
+    rows = tables.collect([folder])
+    assert {row.name: row.test for row in rows} == {"a": [60.0, 64.0], "b": []}
+    head, _, *lines = tables.text_table(rows).splitlines()
+    assert head.split()[:4] == ["run", "accuracy/top1", "best", "test"]
+    assert lines[0].split()[:8] == ["a", "50.00", "+-", "0.00", "51.00", "62.00", "+-", "2.83"]
+    assert lines[1].split()[5] == "-"
+    first, second = csv.DictReader(tables.csv_table(rows).splitlines())
+    assert (first["test"], second["test"]) == ("62.0", "")
+
+
 def test_rows_are_arms_with_their_seeds(sweep: Path) -> None:
     host, first, second = tables.collect([sweep], host=sweep.parent / "none")
     assert (host.name, host.is_host, host.values, host.spread) == ("host alone", True, [40.0], None)

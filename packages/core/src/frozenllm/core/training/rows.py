@@ -32,6 +32,7 @@ class Row:
         metric: The metric that ``values`` are of.
         values: Last validation of every seed; empty where a run has none.
         best: Best validation of every seed.
+        test: The metric on the test set, with the weights that the recipe tests, of every seed that has it.
         settings: Config values that differ among the rows of the group, by dotted key.
         runs: Run folders.
         trainable: Numbers that are trained.
@@ -53,6 +54,7 @@ class Row:
     metric: str
     values: list[float] = field(default_factory=list)
     best: list[float] = field(default_factory=list)
+    test: list[float] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
     trainable: int | None = None
@@ -137,6 +139,8 @@ def _add(row: Row, run: Path, metric: str) -> None:
         row.values.append(value)
     if summary["best"] and summary["best"]["metric"] == metric:
         row.best.append(summary["best"]["value"])
+    if (tested := (summary.get("test") or {}).get(metric)) is not None:
+        row.test.append(tested)
     for name in ("trainable", "frozen", "flops", "dense_flops"):
         setattr(row, name, summary.get(name))
     for name, times in (("latency", row.latencies), ("step_seconds", row.steps)):

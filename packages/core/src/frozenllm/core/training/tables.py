@@ -25,17 +25,17 @@ from frozenllm.core.training.rows import Row, collect
 def text_table(rows: Sequence[Row]) -> str:
     """The table for people to read."""
     metric = rows[0].metric
-    lines = [
-        ("run", metric, "best", "trainable", "frozen", "GFLOPs", "official", "latency", "/ host", "step", "/ host", "")
-    ]
+    tested = any(row.test for row in rows)
+    costs = ("trainable", "frozen", "GFLOPs", "official", "latency", "/ host", "step", "/ host", "")
+    lines = [("run", metric, "best", *(("test",) if tested else ()), *costs)]
     for row in rows:
-        spread = f" +- {row.spread:.2f}" if row.spread is not None else ""
         best = statistics.mean(row.best) if row.best else None
         lines.append(
             (
                 row.name,
-                f"{row.mean:.2f}{spread}" if row.mean is not None else "-",
+                _mean(row.values),
                 _number(best, "{:.2f}"),
+                *((_mean(row.test),) if tested else ()),
                 _number(row.trainable, "{:,}"),
                 _number(row.frozen, "{:,}"),
                 _number(row.flops, "{:.3g}", 1e-9),
@@ -66,10 +66,11 @@ def csv_table(rows: Sequence[Row]) -> str:
     columns += ["relative_step", "is_host", "note"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["group", "run", "metric", "mean", "spread", "seeds", "best", *columns, *keys])
+    writer.writerow(["group", "run", "metric", "mean", "spread", "seeds", "best", "test", *columns, *keys])
     for row in rows:
         best = statistics.mean(row.best) if row.best else None
-        head = [row.group, row.name, row.metric, row.mean, row.spread, len(row.values), best]
+        test = statistics.mean(row.test) if row.test else None
+        head = [row.group, row.name, row.metric, row.mean, row.spread, len(row.values), best, test]
         writer.writerow([*head, *(getattr(row, c) for c in columns), *(row.settings.get(k) for k in keys)])
     return out.getvalue()
 
@@ -102,6 +103,14 @@ def write_tables(rows: Sequence[Row], folder: Path) -> list[Path]:
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror}): name another with --out.") from error
     return [*(folder / name for name in texts), *(path for path in plots if path is not None)]
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Mean over seeds, with the sample standard deviation of several."""
+    if not values:
+        return "-"
+    spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def _number(value: float | None, form: str, factor: float | None = None) -> str:

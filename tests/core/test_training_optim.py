@@ -61,6 +61,8 @@ def test_param_groups_exceptions() -> None:
     assert got["norm.weight"] == got["blocks.0.0.bias"] == got["pos_embed"] == (5e-4 * 0.1, 0.0)
     with pytest.raises(ValueError, match=r"optim\.groups has match, lr_mult and weight_decay"):
         param_groups(model, 1.0, 0.0, groups=[{"pattern": "head"}])
+    with pytest.raises(ValueError, match=r"optim\.groups: '\(' is not a regular expression"):
+        param_groups(model, 1.0, 0.0, groups=[{"match": "("}])
 
 
 def test_param_groups_without_options_and_without_parameters() -> None:

@@ -235,3 +235,14 @@ def test_every_shared_config_composes() -> None:
             assert cfg[group]
             if group == "llm":
                 assert cfg.llm.name == name
+
+
+@pytest.mark.parametrize("key", ["metrics", "metrics_test"])
+def test_an_unknown_metric_is_named_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train"])
+    test_set = "data.test={type: Points, size: 40}"
+    line = cli(capsys, f"runs={tmp_path}", "name=a", test_set, f"{key}=[{{type: Acurracy}}]")
+    assert re.match(r"error: Acurracy is not in .*registry: check the type, and the config's imports\.$", line)
+    assert not (tmp_path / "tiny" / "a" / "metrics.jsonl").exists()

@@ -159,6 +159,9 @@ def test_the_test_set_with_the_best_weights(tmp_path: Path) -> None:
     assert best.test.keys() == {"cross_entropy/mean"}
     assert best.best["epoch"] == 1
     assert best.test != first.test
+    with pytest.raises(ValueError, match="The data set for test is empty"):
+        run(tmp_path, "name=c", "data.test={type: Points, size: 0}")
+    assert not (tmp_path / "tiny" / "c" / "metrics.jsonl").exists()  # before the first step
     with pytest.raises(ValueError, match="test_checkpoint must be last or best"):
         run(tmp_path, "name=c", TEST_SET, "test_checkpoint=first")
 

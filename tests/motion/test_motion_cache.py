@@ -199,10 +199,16 @@ def test_the_command_writes_what_the_config_reads(
         assert_same(dict(dataset[3]), dict(argoverse1(toy1, split, radius=40)[3]))
     main([*overrides, "--verify"])
     assert capsys.readouterr().out.count(": 0 samples cannot be read.") == 2
+    main([*overrides, "--splits", "test_obs"])  # no split of the config, but submissions are made of it
+    cached = argoverse1(None, "test_obs", cache=tmp_path / "c", radius=40)
+    assert_same(dict(cached[2]), dict(argoverse1(toy1, "test_obs", radius=40)[2]))
+    assert cached.names == argoverse1(toy1, "test_obs", radius=40).names
+    (tmp_path / "file").touch()
     for arguments, message in (
         (["data=argoverse1", f"data.root={toy1}"], "error: Say where the cache goes: data.cache=/path."),
         ([*overrides, "data.radius=50"], "error: .*was made with radius 40"),
-        ([*overrides, "--splits", "test"], "error: The data group has the splits train, val, not test."),
+        ([*overrides, "--splits", "test"], "error: Argoverse 1 has the splits train, val, test_obs, not 'test'."),
+        (["data=argoverse1", f"data.root={toy1}", f"data.cache={tmp_path / 'file'}"], "error: .*file"),
         (["data=argoverse1", "data.root=/nowhere", "data.cache=/x"], "error: /nowhere/train/data is missing"),
     ):
         with pytest.raises(SystemExit, match=message):

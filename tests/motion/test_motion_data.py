@@ -186,7 +186,9 @@ def test_windows_cut_history_horizon_and_numbers(toy2: Path) -> None:
     for options, message in (
         ({"history": 51}, "history must be at most 50 steps for Argoverse 2, not 51"),
         ({"horizon": 61}, "horizon must be at most 60 steps"),
-        ({"radius": 0}, "radius must be positive"),
+        ({"radius": 0}, "radius must be a positive number of metres, not 0"),
+        ({"radius": "wide"}, "radius must be a positive number of metres, not 'wide'"),
+        ({"history": 2.5}, "history must be a whole number, not 2.5"),
         ({"history": 0}, "history must be at least 1"),
         ({"max_agents": 0}, "max_agents must be at least 1"),
     ):

@@ -182,6 +182,7 @@ def test_look_writes_pictures_and_films(run: Path, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--scenario", "nobody"], "has no scenario nobody"),
     (["--split", "nothing"], "splits"),
+    (["--count", "0"], "must be 1 or more"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_in_one_sentence(run: Path, arguments: list[str], words: str) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -134,7 +134,10 @@ def test_tool_and_submission_from_the_command_line(by_tool: Path, capsys: pytest
 @pytest.mark.parametrize(("arguments", "words"), [
     (["data.fou=1"], "does not change the run's config"),
     (["--split", "nothing"], "splits"),
-    (["data.radius=-1"], "radius must be positive"),
+    (["data.radius=-1"], "radius must be a positive number"),
+    (["data.root=["], "cannot be read as key=value"),
+    (["data[=1"], "does not change the run's config"),
+    (["data=argoverse1"], "does not change the run's config"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_in_one_sentence(by_tool: Path, arguments: list[str], words: str) -> None:
     with pytest.raises(SystemExit) as stopped:

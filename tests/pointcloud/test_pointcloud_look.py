@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,15 @@ def test_mistakes_give_one_sentence(run: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(SystemExit) as stopped:
         look.main([str(run), "--clouds", "0"])
     assert "--clouds must be positive" in str(stopped.value)
+    other = shutil.copytree(run, tmp_path / "other")
+    checkpoint = torch.load(other / "checkpoints" / "last.pt", weights_only=True)
+    changed = checkpoint["meta"]["config"].replace("variant: objectonly", "variant: hardest")
+    assert changed != checkpoint["meta"]["config"]
+    checkpoint["meta"]["config"] = changed
+    torch.save(checkpoint, other / "checkpoints" / "last.pt")
+    with pytest.raises(SystemExit) as stopped:
+        look.main([str(run), str(other)])
+    assert f"error: {other} was tested on other clouds than {run}" in str(stopped.value)
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:

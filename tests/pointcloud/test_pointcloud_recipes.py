@@ -169,6 +169,9 @@ def test_the_adapters_rate_is_what_its_ablation_sweeps() -> None:
     (["protocol=fair"], "clean"),
     (["+model.widht=3"], "no option 'widht'"),
     (["model.num_heads=5"], "multiple of num_heads"),
+    (["model.num_groups=many"], "num_groups must be a whole number from 1, not 'many'"),
+    (["model.encoder_widths=[8,16]"], "encoder_widths must be three numbers"),
+    (["model.head_dropout=5"], "head_dropout must be a number from 0 to below 1, not 5"),
     (["model.host=/no/such/Point-BERT.pth"], "cannot be read"),
 ])  # fmt: skip
 def test_mistakes_give_one_sentence(overrides: list[str], words: str) -> None:

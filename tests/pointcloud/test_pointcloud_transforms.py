@@ -83,7 +83,9 @@ def test_flip_and_jitter(clouds: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"num_points": 0}, "num_points must be positive"),
+    ({"num_points": 0}, "num_points must be a positive whole number, not 0"),
+    ({"num_points": "all"}, "must be a positive whole number, not 'all'"),
+    ({"scale": 2}, "range of positive factors, not 2"),
     ({"num_points": 9, "pool": 8}, "A pool of 8 points has no 9"),
     ({"scale": (0.0, 1.0)}, "range of positive factors"),
     ({"up": 3}, "up must be 0, 1 or 2"),
@@ -137,7 +139,7 @@ def test_evaluation_thins_and_votes(clouds: Tensor) -> None:
         softmax(clouds, targets, "predict")
     with pytest.raises(ValueError, match="logits or softmax"):
         PointCloudTask(_Scores(), vote_average="median")
-    with pytest.raises(ValueError, match="votes must be positive"):
+    with pytest.raises(ValueError, match="votes must be a positive whole number, not 0"):
         PointCloudTask(_Scores(), votes=0)
 
 

@@ -164,6 +164,8 @@ def test_mistakes_give_one_sentence(
         ([clip, *run, "--labels", str(tmp_path / "gap.json")], "numbers of its classes must be 0 to 1"),
         ([clip, *run, "--labels", str(tmp_path / "bad.json")], "not valid JSON"),
         ([clip, *run, "--labels", str(tmp_path / "none.json")], "none.json: cannot be read"),
+        ([clip, *run, "--labels", clip], "is no text file"),
+        ([clip, *run, "--top", "0"], "--top must be 1 or more"),
         ([clip, *run, "--views", "3"], "two numbers such as 2x3"),
         ([clip, *run, "--save", str(tmp_path / "out.gif")], "must end in"),
         ([clip, *run, "--save", str(tmp_path / "no" / "out.mp4")], "cannot be written"),

@@ -199,6 +199,9 @@ def test_mistakes_give_one_sentence(original: Path, tmp_path: Path) -> None:
         ((original, tmp_path, out), {}, "holds none of the 8 videos"),
         ((original, videos, tmp_path / "mine"), {}, "mine holds something else"),
         ((original, videos, out), {"to": "avi"}, "must be one of frames, mp4, lists"),
+        ((original, videos, tmp_path / "mine" / "thesis.txt"), {}, "holds something else"),
+        ((original, videos, out), {"height": 0}, "--height must be 1 or more, not 0"),
+        ((original, videos, out), {"crf": 52}, "--crf must be 0 to 51, not 52"),
     ]:
         with pytest.raises(ValueError, match=words) as caught:
             prepare(*arguments, progress=False, **options)

@@ -62,6 +62,12 @@ class CachedScenes(TolerantDataset):
         super().__init__(self.index["samples"], train=train, on_error=on_error)
         self._shards: dict[int, Shard] = {}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One per sample, as of the data set that the cache was made of; reads the names of every file."""
+        shards = (self._shard(start)[0] for start in range(0, self.size, self.index["shard_size"]))
+        return tuple(name for shard in shards for name in shard.words["names"])
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files, which each process maps for itself."""
         return {**self.__dict__, "_shards": {}}

@@ -45,7 +45,7 @@ def look(
         The files.
 
     Raises:
-        ValueError: There is no such split or scenario, or the model has no such activation.
+        ValueError: There is no such split or scenario, the model has no such activation, or the count is not positive.
     """
     data: Any = trained.dataset(split)
     if scenario is not None:
@@ -54,6 +54,8 @@ def look(
             raise ValueError(f"The split {split} has no scenario {scenario}.")
         indices = found[:1]
     else:
+        if count < 1:
+            raise ValueError(f"The count of scenarios must be 1 or more, not {count}.")
         indices = list(range(min(count, len(data))))
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(argv)
     try:
         trained = load_trained(options.run, options.overrides, options.checkpoint)
-        folder = options.out or trained.checkpoint.parents[1] / "looks"
+        folder = options.out or trained.folder / "looks"
         files = look(
             trained,
             folder,

@@ -30,7 +30,7 @@ def submit(
     Args:
         trained: See `frozenllm.motion.trained.load_trained`.
         split: Of the run's data; None for the benchmark's test split.
-        out: The file; None for ``<run>/submission.parquet`` or ``.h5``.
+        out: The file; None for ``<run>/submission.parquet`` or ``.h5``, of other splits ``submission_<split>``.
         progress: Show a bar.
 
     Returns:
@@ -55,7 +55,9 @@ def submit(
                     metric.process(None, [sample])
             yield sample
 
-    path = write(scored(), out or trained.checkpoint.parents[1] / name)
+    if split not in (None, TEST_SPLITS[benchmark]):  # not in the place of the file for the benchmark
+        name = name.replace("submission", f"submission_{split}")
+    path = write(scored(), out or trained.folder / name)
     figures: dict[str, float] = {}
     for metric in metrics if known else ():
         figures |= {f"{metric.prefix}/{key}": value for key, value in metric.compute_metrics(metric.results).items()}

@@ -14,7 +14,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from frozenllm.core.training import DATASETS, FUNCTIONS, METRICS, MODELS, ArmResult, compare, compose_config, run_cli
+from frozenllm.core.training import (
+    DATASETS,
+    FUNCTIONS,
+    METRICS,
+    MODELS,
+    ArmResult,
+    call_with_options,
+    compare,
+    compose_config,
+    run_cli,
+)
 from frozenllm.motion import constant_velocity
 from frozenllm.motion.data import argoverse1, argoverse2, collate_scenes, toy_argoverse1, toy_argoverse2
 from frozenllm.motion.metrics import MotionMetric
@@ -36,7 +46,7 @@ def build_vectornet(*, llm: Mapping[str, Any] | None = None, **options: Any) -> 
         **options: Arguments of `VectorNet`.
 
     Raises:
-        ValueError: An option is unknown.
+        ValueError: An option is unknown or not possible.
     """
     return _build(VectorNet, llm, options)
 
@@ -49,19 +59,22 @@ def build_mmtransformer(*, llm: Mapping[str, Any] | None = None, **options: Any)
         **options: Arguments of `MMTransformer`.
 
     Raises:
-        ValueError: An option is unknown.
+        ValueError: An option is unknown or not possible.
     """
     return _build(MMTransformer, llm, options)
 
 
+_WHOLE = ("horizon", "modes", "dim", "width", "subgraph_layers", "heads", "hidden", "layers", "position_dim")
+
+
 def _build(host: Callable[..., nn.Module], llm: Mapping[str, Any] | None, options: Mapping[str, Any]) -> nn.Module:
-    try:
-        return host(llm=llm, **options)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        option = str(error).rpartition("argument ")[2]
-        raise ValueError(f"The model has no option {option}: see the config group model for those it has.") from error
+    for name in (name for name in _WHOLE if name in options):
+        value = options[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"model.{name} must be a whole number from 1, not {value!r}.")
+    if options.get("dim", 0) % options.get("heads", 1):
+        raise ValueError(f"model.dim={options['dim']} is not a multiple of model.heads={options['heads']}.")
+    return call_with_options(host, options, "the config group model", llm=llm)
 
 
 MODELS.register_module("vectornet", module=build_vectornet)
@@ -118,14 +131,17 @@ def _data(cfg: DictConfig, role: str, **changes: Any) -> Any:
 
 
 def _toy_cache(cfg: DictConfig) -> Path:
-    """The toy scenarios' samples, cached beside them: reading maps at every epoch would take longer than training."""
+    """The toy scenarios' samples, cached beside them: reading maps at every epoch would take longer than training.
+
+    The test split too, so that a submission can be written from the runs as they are.
+    """
     from frozenllm.motion.preprocess import write_cache
 
     folder = None
-    for role in ("train", "val"):
-        scenes = _data(cfg, role, cache=None)
+    for split in ("train", "val", "test"):
+        scenes = _data(cfg, "val", cache=None, split=split)
         folder = scenes.folder.parent.with_name(f"{scenes.folder.parent.name}-samples")
-        write_cache(scenes, folder / cfg.data[role].split, "argoverse2", cfg.data[role].split, progress=False)
+        write_cache(scenes, folder / split, "argoverse2", split, progress=False)
     assert folder is not None
     return folder
 

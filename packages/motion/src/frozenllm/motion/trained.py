@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+from yaml import YAMLError
 
 from frozenllm.core.training import DATASETS, FUNCTIONS, MODELS
 from frozenllm.core.training.checkpoint import load_model_state, read_checkpoint
@@ -35,6 +37,12 @@ class Trained:
     task: MotionTask
     device: torch.device
     checkpoint: Path
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder; of a checkpoint that lies elsewhere, the one that it lies in."""
+        here = self.checkpoint.parent
+        return here.parent if here.name == "checkpoints" else here
 
     def dataset(self, split: str) -> Dataset:
         """The run's validation data, of another split.
@@ -87,21 +95,32 @@ def load_trained(run: Path, overrides: Sequence[str] = (), checkpoint: str = "la
     cfg = OmegaConf.create(saved["meta"]["config"])
     assert isinstance(cfg, DictConfig)
     for change in overrides:
-        key, equals, _ = change.partition("=")
-        if not equals or OmegaConf.select(cfg, key, default=_MISSING) is _MISSING:
-            raise ValueError(
-                f"{change} does not change the run's config: write key=value with a key of its config.yaml."
-            )
-        _follow(cfg, key, change)
-        cfg.merge_with_dotlist([change])
+        _change(cfg, change)
     import_registrations(cfg)
     device = pick_device(cfg.runtime.device)
     settings: dict[str, Any] = OmegaConf.to_container(cfg.task, resolve=True)  # type: ignore[assignment]
     task = MODELS.build({**settings, "model": model_settings(cfg), "precision": cfg.runtime.precision})
     if not isinstance(task, MotionTask):
         raise ValueError(f"{path} is a run of {settings['type']}, not one of motion forecasting.")
-    load_model_state(task, saved["state_dict"], path)
+    state = dict(saved["state_dict"])
+    if cfg.optim.ema and cfg.optim.ema.evaluate == "ema":  # the weights that the run itself was evaluated with
+        state |= saved["ema"]
+    load_model_state(task, state, path)
     return Trained(cfg, task.to(device).eval(), device, path)
+
+
+def _change(cfg: DictConfig, change: str) -> None:
+    key, equals, _ = change.partition("=")
+    try:
+        current = OmegaConf.select(cfg, key, default=_MISSING)
+        if not equals or current is _MISSING or (OmegaConf.is_dict(current) and not change.endswith("}")):
+            raise ValueError(
+                f"{change} does not change the run's config: write key=value with a key of its config.yaml."
+            )
+        _follow(cfg, key, change)
+        cfg.merge_with_dotlist([change])
+    except (OmegaConfBaseException, YAMLError, AttributeError) as error:  # the last: omegaconf's, of some broken keys
+        raise ValueError(f"{change} cannot be read as key=value with a key of the run's config.yaml.") from error
 
 
 def _follow(cfg: DictConfig, key: str, change: str) -> None:

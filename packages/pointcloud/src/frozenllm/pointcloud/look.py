@@ -188,8 +188,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.clouds < 1:
             raise ValueError(f"--clouds must be positive, not {args.clouds}.")
         rows: dict[str, Tensor] = {}
+        shown: Tensor | None = None
         for run in args.runs:
             clouds, maps, titles = look(run, args.clouds, args.measure)
+            if shown is not None and not torch.equal(shown, clouds):
+                raise ValueError(f"{run} was tested on other clouds than {args.runs[0]}: look at it by itself.")
+            shown = clouds
             label = f"{run.resolve().parent.name}/{run.resolve().name}: " if len(args.runs) > 1 else ""
             titles = [title.partition(",")[0] for title in titles] if len(args.runs) > 1 else titles
             rows |= {label + name: values for name, values in maps.items()}
@@ -200,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_html(out / "look.html", clouds, rows, titles)
         print(f"wrote {out / 'look.html'}")
     except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
+        at = f"{error.filename}: {error.strerror}." if isinstance(error, OSError) and error.filename else error
+        sys.exit(f"error: {at}")
 
 
 if __name__ == "__main__":

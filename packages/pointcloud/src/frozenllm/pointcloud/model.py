@@ -7,7 +7,7 @@ adapter out, norm, class token beside the maximum over the groups, head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -141,10 +141,17 @@ class PointBERT(nn.Module):
         llm: LLM = None,
     ) -> None:
         super().__init__()
-        if min(num_classes, depth, num_groups, group_size) < 1 or num_heads < 1 or embed_dim % num_heads:
-            raise ValueError(
-                "num_classes, depth, num_groups and group_size must be positive, and embed_dim a multiple of num_heads."
-            )
+        _check_sizes(
+            num_classes=num_classes, embed_dim=embed_dim, depth=depth, num_heads=num_heads, num_groups=num_groups,
+            group_size=group_size, encoder_dim=encoder_dim, pos_dim=pos_dim, head_dim=head_dim,
+        )  # fmt: skip
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim must be a multiple of num_heads, but {embed_dim} is not one of {num_heads}.")
+        if not isinstance(encoder_widths, Sequence) or len(encoder_widths) != 3:
+            raise ValueError(f"encoder_widths must be three numbers, not {encoder_widths!r}.")
+        for name, rate in (("drop_path_rate", drop_path_rate), ("head_dropout", head_dropout)):
+            if not isinstance(rate, int | float) or not 0 <= rate < 1:
+                raise ValueError(f"{name} must be a number from 0 to below 1, not {rate!r}.")
         self.num_classes, self.embed_dim = num_classes, embed_dim
         self.num_groups, self.group_size = num_groups, group_size
         self.encoder = MiniPointNet(encoder_dim, tuple(encoder_widths))
@@ -197,6 +204,12 @@ class PointBERT(nn.Module):
         """Class scores ``(B, num_classes)`` of clouds ``(B, N, 3)``."""
         x = self.forward_features(points)
         return self.head(torch.cat([x[:, 0], x[:, 1:].max(dim=1).values], dim=-1))
+
+
+def _check_sizes(**sizes: Any) -> None:
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be a whole number from 1, not {size!r}.")
 
 
 def _build_layer(dim: int, llm: LLM) -> nn.Module | None:

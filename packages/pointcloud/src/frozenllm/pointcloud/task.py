@@ -44,8 +44,8 @@ class PointCloudTask(ClassificationTask):
         super().__init__(model, batch_transform, precision, label_smoothing)
         if vote_average not in ("logits", "softmax"):
             raise ValueError(f"task.vote_average must be logits or softmax, not {vote_average!r}.")
-        if votes < 1:
-            raise ValueError(f"task.votes must be positive, not {votes}.")
+        if not isinstance(votes, int) or votes < 1:
+            raise ValueError(f"task.votes must be a positive whole number, not {votes!r}.")
         self.num_points = num_points
         self.votes = votes
         self.vote_average = vote_average

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from frozenllm.core.training import DATASETS, MODELS, TRANSFORMS, compare, print_table, run_cli
+from frozenllm.core.training import DATASETS, MODELS, TRANSFORMS, call_with_options, compare, print_table, run_cli
 from frozenllm.pointcloud.data import PointClouds, modelnet40, scanobjectnn
 from frozenllm.pointcloud.model import PointBERT
 from frozenllm.pointcloud.official import load_pretrained_host
@@ -37,13 +37,7 @@ def build_point_bert(*, llm: Mapping[str, Any] | None = None, host: str | None =
     Raises:
         ValueError: An option is unknown, or the checkpoint does not fit.
     """
-    try:
-        model = PointBERT(**options, llm=llm)
-    except TypeError as error:
-        option = str(error).rpartition("unexpected keyword argument ")[2].strip("'")
-        if option not in options:  # an error of our own
-            raise
-        raise ValueError(f"The model has no option {option!r}: see PointBERT for those it has.") from error
+    model = call_with_options(PointBERT, options, "PointBERT", llm=llm)
     if host is not None:
         load_pretrained_host(model, host)
     return model

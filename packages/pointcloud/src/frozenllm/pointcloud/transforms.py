@@ -80,14 +80,16 @@ class PointAugment:
         jitter: float = 0.0,
         jitter_clip: float = 0.05,
     ) -> None:
-        if num_points is not None and num_points < 1:
-            raise ValueError(f"num_points must be positive, not {num_points}.")
+        for name, count in (("num_points", num_points), ("pool", pool)):
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"{name} must be a positive whole number, not {count!r}.")
         pool = default_pool(num_points) if pool is None and num_points is not None else pool
         if pool is not None and num_points is not None and pool < num_points:
             raise ValueError(f"A pool of {pool} points has no {num_points} to draw.")
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale must be a range of positive factors, not {list(scale)}.")
-        if up not in (0, 1, 2) or not 0 <= flip <= 1 or min(translate, rotate, jitter) < 0:
+        if not isinstance(scale, Sequence) or len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale must be a range of positive factors, not {scale!r}.")
+        numbers = (flip, translate, rotate, jitter)
+        if up not in (0, 1, 2) or not all(isinstance(n, int | float) and n >= 0 for n in numbers) or flip > 1:
             raise ValueError("up must be 0, 1 or 2, flip a probability, and translate, rotate and jitter not negative.")
         self.num_points, self.pool = num_points, pool
         self.scale, self.translate = (float(scale[0]), float(scale[1])), translate

@@ -32,6 +32,8 @@ def read_labels(path: str | Path, num_classes: int) -> list[str]:
         content = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is no text file.") from error
     except ValueError as error:
         raise ValueError(f"{path}: is not valid JSON ({error}).") from error
     if isinstance(content, dict):
@@ -66,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         temporal, spatial = _views(args.views)
+        if args.top < 1:
+            raise ValueError(f"--top must be 1 or more, not {args.top}.")
         if args.save is not None and args.save.suffix not in SUFFIXES:
             raise ValueError(f"--save {args.save}: the name must end in {', '.join(SUFFIXES)}.")
         official = {key: getattr(args, key) for key in ("num_heads", "llm_heads", "image_size", "num_frames")}

@@ -66,6 +66,11 @@ def prepare(
     """
     if to not in FORMS:
         raise ValueError(f"--to must be one of {', '.join(FORMS)}, not {to!r}.")
+    ranges = {"height": (height, 1, None), "quality": (quality, 1, 100), "crf": (crf, 0, 51)}
+    ranges |= {"workers": (workers, 0, None), "limit": (limit, 1, None)}
+    for name, (value, least, most) in ranges.items():
+        if value is not None and (value < least or (most is not None and value > most)):
+            raise ValueError(f"--{name} must be {f'{least} to {most}' if most else f'{least} or more'}, not {value}.")
     folder = Path(annotations)
     labels = _annotation(folder, "labels")
     files: dict[str, str] = {}
@@ -108,7 +113,7 @@ def _begin(out: Path, conversion: Conversion) -> None:
         for scratch in (entry for part in ("frames", "videos") for entry in (out / part).glob(".*")):
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()  # of workers that were killed
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} holds something else: name another folder.")
     out.mkdir(parents=True, exist_ok=True)
     _write(file, json.dumps(settings, indent=2) + "\n")
@@ -230,12 +235,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--height", type=int, help="in pixels (VideoMAE: 240); the videos' own if not given")
     parser.add_argument("--quality", type=int, default=95, help="of the JPEG images")
     parser.add_argument("--crf", type=int, default=18, help="of the H.264 videos; lower is better and larger")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; 0: only this one")
     parser.add_argument("--limit", type=int, help="the first videos of each part only, to try it out")
     options = vars(parser.parse_args(argv))
     try:
         report = prepare(options.pop("annotations"), options.pop("videos"), options.pop("out"), **options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped: the same command goes on where it was")

@@ -14,7 +14,7 @@ import timm
 from timm.models import is_model, list_models
 from torch import nn
 
-from frozenllm.core.training import DATASETS, MODELS, TRANSFORMS, compare, print_table, run_cli
+from frozenllm.core.training import DATASETS, MODELS, TRANSFORMS, call_with_options, compare, print_table, run_cli
 from frozenllm.vision2d import hosts
 from frozenllm.vision2d.data import Mixup, digits, image_folder
 from frozenllm.vision2d.model import FrozenLLMViT
@@ -51,13 +51,7 @@ def build_vit(
     known = list_models("*_frozenllm")
     if not is_model(variant) or variant not in known:
         raise ValueError(f"model.variant must be one of {', '.join(known)}, not {variant!r}.")
-    try:
-        model = timm.create_model(variant, llm=llm or "none", **options)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        option = str(error).rpartition("argument ")[2]
-        raise ValueError(f"The model has no option {option}: see timm's VisionTransformer for those it has.") from error
+    model = call_with_options(timm.create_model, options, "timm's VisionTransformer", variant, llm=llm or "none")
     assert isinstance(model, FrozenLLMViT)
     if grad_checkpointing:
         model.set_grad_checkpointing()

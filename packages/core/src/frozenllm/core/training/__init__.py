@@ -18,6 +18,7 @@ from frozenllm.core.training.composition import compose_config
 from frozenllm.core.training.guard import FrozenBlockChanged
 from frozenllm.core.training.metrics import Accuracy, CrossEntropy, Metric, ScoreMetric
 from frozenllm.core.training.optim import param_groups
+from frozenllm.core.training.options import call_with_options
 from frozenllm.core.training.registry import DATASETS, FUNCTIONS, METRICS, MODELS, TRANSFORMS
 from frozenllm.core.training.run import RunResult, evaluate, train
 from frozenllm.core.training.settings import build_model
@@ -43,6 +44,7 @@ __all__ = [
     "Task",
     "TolerantDataset",
     "build_model",
+    "call_with_options",
     "compare",
     "compose_config",
     "evaluate",

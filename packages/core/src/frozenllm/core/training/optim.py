@@ -90,6 +90,10 @@ def _exception(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     unknown = set(entry) - {"match", "lr_mult", "weight_decay"}
     if unknown or "match" not in entry:
         raise ValueError(f"An entry of optim.groups has match, lr_mult and weight_decay, not {dict(entry)}.")
+    try:
+        re.compile(entry["match"])
+    except re.error as error:
+        raise ValueError(f"optim.groups: {entry['match']!r} is not a regular expression ({error}).") from error
     return entry
 
 

@@ -199,7 +199,12 @@ def _processes(cfg: DictConfig) -> tuple[torch.device, str, int]:
 
 def _engine(settings: dict[str, Any]) -> Engine:
     try:
-        return Engine.from_cfg(settings)
+        engine = Engine.from_cfg(settings)
+        # Built now, not when they are first run: a mistake in them should not show after days of training.
+        engine.val_loop  # noqa: B018
+        if engine._test_loop is not None:
+            engine.test_loop  # noqa: B018
+        return engine
     except KeyError as error:
         if "registry" in str(error):  # mmengine's message goes on for several lines
             first = str(error.args[0]).split(". ")[0]

@@ -47,10 +47,14 @@ class Window:
     def __post_init__(self) -> None:
         for name, least in (("history", 1), ("horizon", 1), ("max_agents", 1), ("max_lanes", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is None and name.startswith("max_"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name} must be a whole number, not {value!r}.")
+            if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}.")
-        if not self.radius > 0:
-            raise ValueError(f"radius must be positive, not {self.radius}.")
+        if isinstance(self.radius, bool) or not isinstance(self.radius, int | float) or not self.radius > 0:
+            raise ValueError(f"radius must be a positive number of metres, not {self.radius!r}.")
 
     def check(self, data: str, history: int, horizon: int) -> None:
         """That a data set has as many steps.

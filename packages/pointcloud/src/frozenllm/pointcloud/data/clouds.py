@@ -109,8 +109,8 @@ def holdout(labels: np.ndarray, part: str, share: float, seed: int) -> np.ndarra
         raise ValueError(f"part must be one of {', '.join(PARTS)}, not {part!r}.")
     if part == "all":
         return np.arange(len(labels))
-    if not 0 < share < 1:
-        raise ValueError(f"The share that is held out must be between 0 and 1, not {share}.")
+    if not isinstance(share, int | float) or not 0 < share < 1:
+        raise ValueError(f"The share that is held out must be between 0 and 1, not {share!r}.")
     generator = np.random.default_rng(seed)
     out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):

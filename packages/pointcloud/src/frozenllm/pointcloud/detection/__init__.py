@@ -32,5 +32,5 @@ def config_path(name: str) -> Path:
     """
     path = _CONFIGS / f"{name}.py"
     if not path.is_file():
-        raise ValueError(f"There is no config {name!r}; there are {', '.join(configs())}, or give a file.")
+        raise ValueError(f"There is no config {name!r}; there are {', '.join(configs())}, or give a .py file.")
     return path

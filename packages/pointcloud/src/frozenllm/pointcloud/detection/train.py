@@ -13,17 +13,18 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from frozenllm.core.block import llm_blocks
 from frozenllm.core.training import ArmResult, RunResult, print_table
 from frozenllm.core.training.cli import report
 from frozenllm.pointcloud.detection import config_path, configs
 from frozenllm.pointcloud.detection.extra import require_mmdet3d
+from frozenllm.pointcloud.detection.mistakes import Options, check_keys, check_start, entries, mistakes_in
 from frozenllm.pointcloud.detection.toy_kitti import write_kitti
 from frozenllm.pointcloud.detection.toy_scannet import write_scannet
 
@@ -49,13 +50,18 @@ def load_config(
 
     Raises:
         ImportError: mmdet3d or mmcv's operators are missing.
-        ValueError: There is no such config.
+        ValueError: There is no such config, it is damaged, or an option has a key that nothing reads.
     """
     require_mmdet3d()
     path = Path(config) if config.endswith(".py") else config_path(config)
     if not path.is_file():
         raise ValueError(f"There is no config file {config}; shipped ones are {', '.join(configs())}.")
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except SyntaxError as error:
+        raise ValueError(f"{path} is not a config: {error.msg} (line {error.lineno}).") from error
+    if "model" not in cfg:
+        raise ValueError(f"{path} is not a detector's config: it has no model.")
     toy = cfg.get("toy_data")
     if data_root is None and toy is not None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -65,6 +71,7 @@ def load_config(
             raise ValueError(f"{path.name} has no data_root to replace.")
         # In place, not through mmengine's merging, which would lose what is inside lists.
         _replace(cfg._cfg_dict, str(cfg.data_root).rstrip("/"), str(data_root).rstrip("/"))
+    check_keys(cfg, options or {})
     cfg.merge_from_dict(options or {})
     if cfg.get("work_dir") is None:
         cfg.work_dir = str(RUNS / path.stem)
@@ -105,11 +112,12 @@ def train(cfg: Config, *, overwrite: bool = False) -> RunResult:
         Figures of the run; ``summary.json`` in its folder holds the same.
 
     Raises:
-        ValueError: The data is missing, or the folder holds a run already.
+        ValueError: The data or the checkpoint to start from is missing, or the folder holds a run already.
     """
     from mmengine.runner import Runner
 
     prepare_data(cfg)
+    check_start(cfg)
     if (Path(cfg.work_dir) / "last_checkpoint").exists() and not (cfg.get("resume") or overwrite):
         raise ValueError(f"{cfg.work_dir} holds a run already: continue it with --resume, or replace it: --overwrite.")
     begin = time.perf_counter()
@@ -194,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--load-from", help="a checkpoint to start from, such as the host's alone")
     parser.add_argument("--eval-only", metavar="CHECKPOINT", help="evaluate a checkpoint on the test data")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="other values")
+    parser.add_argument("--cfg-options", nargs="+", action=Options, metavar="KEY=VALUE", help="other values")
     return parser
 
 
@@ -207,27 +215,23 @@ def _run(options: argparse.Namespace) -> None:
     if options.resume is not None:
         given.update(resume=True, load_from=None if options.resume == "auto" else options.resume)
     cfg = load_config(options.config, data_root=options.data_root, options=given)
-    if options.eval_only is None:
-        train(cfg, overwrite=options.overwrite)
-    else:
-        metrics = evaluate(cfg, options.eval_only)
-        print(json.dumps({name: float(value) for name, value in metrics.items()}, indent=2))
+    if cfg.launcher == "pytorch" and "RANK" not in os.environ:
+        raise ValueError("--launcher pytorch is for processes that torchrun starts: torchrun --nproc_per_node=8 ...")
+    with mistakes_in(cfg):
+        if options.eval_only is None:
+            train(cfg, overwrite=options.overwrite)
+        else:
+            metrics = evaluate(cfg, options.eval_only)
+            print(json.dumps({name: float(value) for name, value in metrics.items()}, indent=2))
 
 
 def _replace(value: Any, old: str, new: str) -> None:
     """Replace a folder at the beginning of every path in a config, in place."""
-    for key, entry in _entries(value):
+    for key, entry in entries(value):
         if isinstance(entry, str) and (entry == old or entry.startswith(f"{old}/")):
             value[key] = new + entry[len(old) :]
         else:
             _replace(entry, old, new)
-
-
-def _entries(value: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(value, dict):
-        yield from list(value.items())
-    elif isinstance(value, list):
-        yield from enumerate(list(value))
 
 
 if __name__ == "__main__":

@@ -170,6 +170,8 @@ def collate_videos(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _views(views: Mapping[str, int] | None) -> tuple[int, int]:
     if views is None:
         return 1, 1
+    if not isinstance(views, Mapping):
+        raise ValueError(f"The data's views must be numbers `temporal` and `spatial` from 1, not {views!r}.")
     chosen = dict(views)
     temporal, spatial = chosen.pop("temporal", 1), chosen.pop("spatial", 1)
     if chosen or not all(isinstance(v, int) and v >= 1 for v in (temporal, spatial)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from frozenllm.core.training import call_with_options
 from frozenllm.vqa.answers import AnswerSource, find_answers
 from frozenllm.vqa.meter.encoders import ImageEncoder, Source, TextEncoder
 from frozenllm.vqa.meter.model import LLM, MeterRetrieval, MeterTrunk, MeterVQA
@@ -35,21 +36,11 @@ def build_trunk(
     Raises:
         ValueError: A source cannot be read, or an option is unknown or does not fit.
     """
-    try:
-        return MeterTrunk(
-            ImageEncoder(
-                encoder_source(image_encoder, "clip"),
-                pretrained=pretrained,
-                image_size=image_size,
-                drop_layers=drop_layers,
-            ),
-            TextEncoder(encoder_source(text_encoder, "roberta"), pretrained=pretrained),
-            **options,
-        )
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ValueError(f"METER has no option {str(error).rpartition('argument ')[2]}.") from error
+    images = ImageEncoder(
+        encoder_source(image_encoder, "clip"), pretrained=pretrained, image_size=image_size, drop_layers=drop_layers
+    )
+    texts = TextEncoder(encoder_source(text_encoder, "roberta"), pretrained=pretrained)
+    return call_with_options(MeterTrunk, options, "the config group model", images, texts)
 
 
 def build_vqa(

@@ -35,9 +35,9 @@ Scene = tuple[Thing, ...]
 """Objects in reading order, no two in one cell."""
 
 
-def random_scene(generator: np.random.Generator) -> Scene:
-    """Two to five objects in different cells, colours and shapes independent of each other."""
-    cells = generator.permutation(GRID * GRID)[: generator.integers(2, 6)]
+def random_scene(generator: np.random.Generator, most: int = 5) -> Scene:
+    """Two to ``most`` objects in different cells, colours and shapes independent of each other."""
+    cells = generator.permutation(GRID * GRID)[: generator.integers(2, most + 1)]
     return tuple(
         sorted(
             Thing(

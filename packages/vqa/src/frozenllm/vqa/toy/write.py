@@ -16,6 +16,7 @@ from frozenllm.vqa.toy.questions import Question, balanced, captions
 from frozenllm.vqa.toy.scenes import Scene, draw, random_scene
 
 CAPTIONS = 5  # of an image, as in Flickr30k
+CAPTIONED = 3  # most objects of a scene with captions, which name them all
 _NUMBERS = {"0": "none", "1": "one", "2": "two", "3": "three"}
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}  # at this size, a colour must not bleed into its neighbours
 
@@ -51,7 +52,7 @@ def write_vqa(
 
 
 def write_flickr(
-    root: str | os.PathLike[str] | None = None, *, train: int = 600, val: int = 50, test: int = 50, seed: int = 0
+    root: str | os.PathLike[str] | None = None, *, train: int = 1200, val: int = 50, test: int = 50, seed: int = 0
 ) -> Path:
     """Toy scenes and captions in Flickr30k's files with Karpathy's splits.
 
@@ -93,11 +94,11 @@ def write_encoders(
     return write_once(root, "vqa-encoders", manifest, lambda folder: _write_encoders(folder, manifest))
 
 
-def _scenes(number: int, generator: np.random.Generator, taken: set[Scene]) -> list[Scene]:
+def _scenes(number: int, generator: np.random.Generator, taken: set[Scene], most: int = 5) -> list[Scene]:
     """Scenes that are all different, also from those taken before."""
     scenes: list[Scene] = []
     while len(scenes) < number:
-        scene = random_scene(generator)
+        scene = random_scene(generator, most)
         if scene not in taken:
             taken.add(scene)
             scenes.append(scene)
@@ -166,7 +167,7 @@ def _write_flickr(folder: Path, manifest: dict[str, Any]) -> None:
     entries: list[dict[str, Any]] = []
     (folder / "flickr30k-images").mkdir()
     for split in ("train", "val", "test"):
-        for scene in _scenes(manifest[split], generator, taken):
+        for scene in _scenes(manifest[split], generator, taken, CAPTIONED):
             name = f"{1000 + len(entries)}.jpg"
             draw(scene, generator).save(folder / "flickr30k-images" / name, **_JPEG)
             first = len(entries) * CAPTIONS

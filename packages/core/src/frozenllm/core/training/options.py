@@ -1,0 +1,32 @@
+"""Options from a config handed to a builder: one that the builder does not know is a mistake in the config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def call_with_options(
+    build: Callable[..., T], options: Mapping[str, Any], hint: str, /, *given: Any, **fixed: Any
+) -> T:
+    """Call ``build(*given, **fixed, **options)``.
+
+    Args:
+        build: A class or function.
+        options: What the config says, for example under ``model``.
+        hint: Where the known options are described, to end the sentence ``The model has no option 'x': see ...``.
+        given: Arguments by position that are not the config's.
+        fixed: Arguments by name that are not the config's.
+
+    Raises:
+        ValueError: ``build`` has no such option. A `TypeError` about anything else goes through.
+    """
+    try:
+        return build(*given, **fixed, **options)
+    except TypeError as error:
+        option = str(error).rpartition("unexpected keyword argument ")[2].strip("'")
+        if option not in options:  # an error of our own
+            raise
+        raise ValueError(f"The model has no option {option!r}: see {hint} for those it has.") from error

@@ -48,7 +48,7 @@ demo: $(VENV)/.demo
 	$(RUN) -m frozenllm.vision2d.demo
 
 test: $(VENV)/.test
-	$(RUN) -m pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n logical --maxprocesses 4 --dist loadfile $(PYTEST)
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .

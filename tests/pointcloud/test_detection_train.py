@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,6 +215,7 @@ def test_mistakes_are_answered_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # mmengine's handlers keep the streams of earlier tests
     monkeypatch.delenv("RANK", raising=False)
     (tmp_path / "broken.py").write_text("model = dict(\n")
     (tmp_path / "empty.py").write_text("x = 1\n")

@@ -117,9 +117,9 @@ def save_html(path: Path, clouds: Tensor, rows: Mapping[str, Tensor], titles: Se
         rows=len(rows),
         cols=len(clouds),
         specs=[[{"type": "scene"}] * len(clouds)] * len(rows),
-        subplot_titles=[f"{title}: {name}" for name in rows for title in titles],
+        subplot_titles=[f"{title}<br>{name}" for name in rows for title in titles],
         horizontal_spacing=0.01,
-        vertical_spacing=0.06,
+        vertical_spacing=0.08,
     )
     for r, values in enumerate(rows.values()):
         for c, cloud in enumerate(clouds):

@@ -99,6 +99,15 @@ def test_no_lock_file_is_tracked():
     assert "uv.lock" not in tracked.stdout.splitlines()
 
 
+def test_no_package_registry_is_named():
+    """Whoever installs chooses where from."""
+    hosts = "|".join(("py" + "pi", "python" + "hosted", "npm" + "js"))
+    found = subprocess.run(["git", "grep", "-nIE", rf"({hosts})\.(org|com)"], cwd=ROOT, capture_output=True, text=True)
+    if found.returncode > 1:
+        pytest.skip("not a git checkout")
+    assert not found.stdout, found.stdout
+
+
 def test_workspace_versions_lie_in_the_packages_ranges():
     from packaging.requirements import Requirement
 

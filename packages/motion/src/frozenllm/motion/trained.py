@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from yaml import YAMLError
 
-from frozenllm.core.training import DATASETS, FUNCTIONS, MODELS
-from frozenllm.core.training.checkpoint import load_model_state, read_checkpoint
+from frozenllm.core.training import DATASETS, FUNCTIONS, MODELS, read_run
+from frozenllm.core.training.checkpoint import load_model_state
 from frozenllm.core.training.distributed import pick_device
 from frozenllm.core.training.settings import import_registrations, model_settings
 from frozenllm.motion.task import MotionTask
@@ -91,9 +91,8 @@ def load_trained(run: Path, overrides: Sequence[str] = (), checkpoint: str = "la
         ValueError: There is no such run, it is not one of motion forecasting, or a change names no key of its config.
     """
     path = run / "checkpoints" / f"{checkpoint}.pt" if run.is_dir() else run
-    saved = read_checkpoint(path)
-    cfg = OmegaConf.create(saved["meta"]["config"])
-    assert isinstance(cfg, DictConfig)
+    saved = read_run(path)
+    cfg = saved.cfg
     for change in overrides:
         _change(cfg, change)
     import_registrations(cfg)
@@ -102,10 +101,7 @@ def load_trained(run: Path, overrides: Sequence[str] = (), checkpoint: str = "la
     task = MODELS.build({**settings, "model": model_settings(cfg), "precision": cfg.runtime.precision})
     if not isinstance(task, MotionTask):
         raise ValueError(f"{path} is a run of {settings['type']}, not one of motion forecasting.")
-    state = dict(saved["state_dict"])
-    if cfg.optim.ema and cfg.optim.ema.evaluate == "ema":  # the weights that the run itself was evaluated with
-        state |= saved["ema"]
-    load_model_state(task, state, path)
+    load_model_state(task, saved.state, path)
     return Trained(cfg, task.to(device).eval(), device, path)
 
 

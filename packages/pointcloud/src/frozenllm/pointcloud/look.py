@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from frozenllm.core.analysis import frequency, magnitude, tapped
-from frozenllm.core.training import DATASETS, build_model
-from frozenllm.core.training.checkpoint import load_model_state, read_checkpoint
+from frozenllm.core.training import DATASETS, read_run
 from frozenllm.pointcloud import train as _registrations  # noqa: F401
 from frozenllm.pointcloud.model import Groups, PointBERT
 from frozenllm.pointcloud.transforms import thin
@@ -135,24 +134,18 @@ def save_html(path: Path, clouds: Tensor, rows: Mapping[str, Tensor], titles: Se
 
 
 def load_run(run: Path) -> tuple[PointBERT, DictConfig]:
-    """The model of a run folder with its last weights, in eval mode on the CPU, and the run's config.
+    """The model of a run folder, last checkpoint, in eval mode on the CPU, and the run's config.
 
     Raises:
         ValueError: There is no checkpoint, or it is damaged or of another model.
     """
-    path = run / "checkpoints" / "last.pt"
-    if not path.is_file():
-        raise ValueError(f"{run} is not the folder of a run: it has no checkpoints/last.pt.")
-    checkpoint = read_checkpoint(path)
-    cfg = OmegaConf.create(checkpoint["meta"]["config"])
-    if cfg.model.get("type") != "point_bert":
-        raise ValueError(f"{run} is a run of the model {cfg.model.get('type')!r}, not of a point cloud classifier.")
-    cfg.model.host = None  # its own beginnings do not matter any more
-    model = build_model(cfg)
-    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
-    load_model_state(model, state, path)
+    saved = read_run(run)
+    kind = saved.cfg.model.get("type")
+    if kind != "point_bert":
+        raise ValueError(f"{run} is a run of the model {kind!r}, not of a point cloud classifier.")
+    model = saved.build()
     assert isinstance(model, PointBERT)
-    return model.eval(), cfg
+    return model, saved.cfg
 
 
 def look(run: Path, count: int, measure: str) -> tuple[Tensor, dict[str, Tensor], list[str]]:

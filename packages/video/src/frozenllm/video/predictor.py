@@ -13,8 +13,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from frozenllm.core.training import build_model
-from frozenllm.core.training.checkpoint import FORMAT, load_model_state, read_checkpoint
+from frozenllm.core.training import read_run
+from frozenllm.core.training.checkpoint import FORMAT
 from frozenllm.video.data import read_video
 from frozenllm.video.heatmap import overlay, spread, token_activations, write_video
 from frozenllm.video.model import FrozenLLMVideoMAE
@@ -22,7 +22,6 @@ from frozenllm.video.official import load_official_checkpoint
 from frozenllm.video.sampling import Sampling, SegmentSampling, make_sampling
 from frozenllm.video.transforms import EvalTransform
 
-_TASK_PREFIX = "model."
 _LONGEST = 600  # frames of a written clip; longer videos are thinned out
 
 
@@ -128,24 +127,19 @@ def load_predictor(
         return Predictor(model, SegmentSampling(model.config.num_frames), EvalTransform(side))
     if given:
         raise ValueError(f"{path} is of a run, whose config is known: leave out {', '.join(sorted(given))}.")
-    content = read_checkpoint(path)
-    cfg = OmegaConf.create(content["meta"]["config"])
+    run = read_run(path)
+    cfg = run.cfg
     if cfg.model.get("type") != "videomae":
         raise ValueError(
             f"{path} is of another kind of run (model.type={cfg.model.get('type')}), not of a video model."
         )
-    cfg.model.host = None  # its own beginnings do not matter any more
     cfg.runtime.precision = "fp32"
     if llm_path is not None:
         cfg.llm.path = llm_path
-    state = dict(content["state_dict"])
-    if cfg.optim.ema and cfg.optim.ema.evaluate == "ema":
-        state |= content["ema"]
-    run = build_model(cfg)
-    assert isinstance(run, FrozenLLMVideoMAE)
-    load_model_state(run, {k.removeprefix(_TASK_PREFIX): v for k, v in state.items()}, path)
+    host = run.build()
+    assert isinstance(host, FrozenLLMVideoMAE)
     val = OmegaConf.to_container(cfg.data.val, resolve=True)
-    return Predictor(run.eval(), make_sampling(val["sampling"]), EvalTransform(**val["transform"]))
+    return Predictor(host, make_sampling(val["sampling"]), EvalTransform(**val["transform"]))
 
 
 def _is_run(path: Path) -> bool:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import timm
-from omegaconf import OmegaConf
 from torch import nn
 
-from frozenllm.core.training import build_model
-from frozenllm.core.training.checkpoint import load_model_state, read_checkpoint
+from frozenllm.core.training import read_run
 from frozenllm.vision2d.model import FrozenLLMViT
 from frozenllm.vision2d.official import load_host_checkpoint
 
 _TIMM = "timm:"
 _RUN = ".pt"  # what the training engine writes; timm, DeiT and the official release have .pth and .safetensors
-_TASK_PREFIX = "model."
 
 
 def load_host(model: FrozenLLMViT, host: str, *, head: bool = True) -> list[str]:
@@ -64,12 +61,7 @@ def freeze_host(model: FrozenLLMViT, *, head: bool = True) -> None:
 
 
 def _of_run(path: Path) -> nn.Module:
-    checkpoint = read_checkpoint(path)
-    cfg = OmegaConf.create(checkpoint["meta"]["config"])
-    if cfg.llm.kind != "none":
-        raise ValueError(f"model.host: {path} has llm={cfg.llm.name}; a host comes from a run with llm=none.")
-    cfg.model.host = None  # its own beginnings do not matter any more
-    model = build_model(cfg)
-    state = {k.removeprefix(_TASK_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(_TASK_PREFIX)}
-    load_model_state(model, state, path)
-    return model
+    run = read_run(path)
+    if run.cfg.llm.kind != "none":
+        raise ValueError(f"model.host: {path} has llm={run.cfg.llm.name}; a host comes from a run with llm=none.")
+    return run.build()

@@ -21,6 +21,7 @@ from frozenllm.core.training.optim import param_groups
 from frozenllm.core.training.options import call_with_options
 from frozenllm.core.training.registry import DATASETS, FUNCTIONS, METRICS, MODELS, TRANSFORMS
 from frozenllm.core.training.run import RunResult, evaluate, train
+from frozenllm.core.training.saved import SavedRun, read_run
 from frozenllm.core.training.settings import build_model
 from frozenllm.core.training.task import ClassificationTask, Task
 from frozenllm.core.training.tolerant import UNREADABLE, BrokenSample, TolerantDataset
@@ -40,6 +41,7 @@ __all__ = [
     "FrozenBlockChanged",
     "Metric",
     "RunResult",
+    "SavedRun",
     "ScoreMetric",
     "Task",
     "TolerantDataset",
@@ -50,6 +52,7 @@ __all__ = [
     "evaluate",
     "param_groups",
     "print_table",
+    "read_run",
     "run_cli",
     "table",
     "train",

@@ -16,12 +16,11 @@ from omegaconf import OmegaConf
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from frozenllm.core.training import build_model
-from frozenllm.core.training.checkpoint import FORMAT, load_model_state, read_checkpoint
+from frozenllm.core.training import read_run
+from frozenllm.core.training.checkpoint import FORMAT
 
 NUM_CLASSES = 1000
 WEIGHTS = ("auto", "raw", "ema")
-_TASK_PREFIX = "model."
 _CHUNK = 1 << 24
 
 
@@ -115,25 +114,15 @@ def _kind(path: Path) -> str:
 
 
 def _of_run(path: Path, weights: str, llm_path: str | None, precision: str) -> Candidate:
-    checkpoint = read_checkpoint(path)
-    cfg = OmegaConf.create(checkpoint["meta"]["config"])
+    run = read_run(path, weights)
+    cfg = run.cfg
     cfg.runtime.precision = precision
     if llm_path is not None:
         cfg.llm.path = llm_path
-    state = dict(checkpoint["state_dict"])
-    ema = cfg.optim.ema
-    if weights == "auto":
-        weights = ema["evaluate"] if ema else "raw"
-    if weights == "ema":
-        if not checkpoint.get("ema"):
-            raise ValueError(f"{path} holds no moving average: use weights=raw.")
-        state |= checkpoint["ema"]
-    model = build_model(cfg)
-    own = {key.removeprefix(_TASK_PREFIX): value for key, value in state.items() if key.startswith(_TASK_PREFIX)}
-    load_model_state(model, own, path)
+    model = run.build()
     transform = (cfg.data.val or {}).get("transform")
     chosen = OmegaConf.to_container(transform) if transform else resolve_model_data_config(model)
-    identity = {"kind": "run", "checkpoint": str(path.absolute()), "sha256": _sha256(path), "weights": weights}
+    identity = {"kind": "run", "checkpoint": str(path.absolute()), "sha256": _sha256(path), "weights": run.weights}
     return Candidate(model, _plain(chosen), f"{cfg.recipe}/{cfg.name}", identity)
 
 

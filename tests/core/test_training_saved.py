@@ -1,0 +1,49 @@
+"""Models of finished runs, read back from their checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tinydomain.helpers import run
+
+from frozenllm.core.training import read_run
+
+EMA = "optim.ema={decay: 0.5, evaluate: ema}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that keeps a moving average and is evaluated with it."""
+    root = tmp_path_factory.mktemp("saved")
+    return Path(run(root, "name=a", EMA, "schedule.epochs=2").run_dir)
+
+
+def test_the_weights_are_those_that_the_run_was_evaluated_with(folder: Path) -> None:
+    path = folder / "checkpoints" / "last.pt"
+    content = torch.load(path, weights_only=True)
+    for weights, used in (("auto", "ema"), ("ema", "ema"), ("raw", "raw")):
+        saved = read_run(folder, weights)
+        assert (saved.path, saved.weights) == (path, used)
+        model = saved.build()
+        assert not model.training
+        for name, parameter in model.named_parameters():
+            expected = content["ema" if used == "ema" else "state_dict"][f"model.{name}"]
+            assert torch.equal(parameter, expected), name
+    assert not torch.equal(content["ema"]["model.head.weight"], content["state_dict"]["model.head.weight"])
+    inputs = torch.randn(2, 6, 8)
+    assert torch.isfinite(read_run(path).build()(inputs)).all()
+
+
+def test_what_is_wrong_is_said_in_one_sentence(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is not the folder of a run: it has no checkpoints/last\.pt\.$"):
+        read_run(tmp_path)
+    with pytest.raises(ValueError, match="There is no checkpoint at"):
+        read_run(tmp_path / "none.pt")
+    with pytest.raises(ValueError, match="weights must be one of auto, raw, ema, not 'mean'"):
+        read_run(folder, "mean")
+    plain = run(tmp_path, "name=b", "runtime.stop_after=1").run_dir
+    assert read_run(plain).weights == "raw"
+    with pytest.raises(ValueError, match="holds no moving average: use weights=raw"):
+        read_run(plain, "ema")

@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from frozenllm.core import FrozenLLMLayer, load_block
+from frozenllm.core.official import RECORD, OfficialModel, read_official
+from frozenllm.core.state_dicts import load_exactly
 from frozenllm.core.weights.official import OfficialFile
 from frozenllm.pointcloud.model import PointBERT
 
@@ -26,12 +22,9 @@ __all__ = ["load_official_checkpoint", "load_pretrained_host"]
 
 _logger = logging.getLogger(__name__)
 
-_HEAD_WIDTH = 64  # of Point-BERT's attention: 384 wide, 6 heads
 _NAMES = (
     ("blocks.blocks.", "blocks."),
     ("cls_head_finetune.", "head."),
-    ("llama_dim_mapper1.", "llm.adapter_in."),
-    ("llama_dim_mapper2.", "llm.adapter_out."),
 )
 _PRETRAINING_HEADS = ("mask_token", "lm_head.", "cls_head.")
 
@@ -63,25 +56,16 @@ def load_official_checkpoint(
         ValueError: One sentence: the file is missing or damaged, holds Python objects that could run code, or its
             tensors are not those of such a model.
     """
-    path = Path(path).expanduser()
-    stored = OfficialFile(path).tensors
-    if any(name.startswith("transformer_q.") for name in stored):
+    stored = read_official(path, "a point cloud model")
+    if any(name.startswith("transformer_q.") for name in stored.state):
         raise ValueError(
-            f"{path}: holds Point-BERT's pre-training, not a classifier: read it with load_pretrained_host."
+            f"{stored.path}: holds Point-BERT's pre-training, not a classifier: read it with load_pretrained_host."
         )
-    state = {_renamed(name): tensor for name, tensor in stored.items() if not name.startswith("llama.")}
-    settings = _host_settings(state, num_heads, path)
-    with_block, adapters = len(state) < len(stored), [f"llm.adapter_{side}.weight" for side in ("in", "out")]
-    layer = None
-    if with_block or any(name in state for name in adapters):
-        absent = [name for name in ("llama_dim_mapper1.weight", "llama_dim_mapper2.weight") if name not in stored]
-        if absent:
-            raise ValueError(f"{path}: holds a language-model block, but no {' and no '.join(absent)}.")
-        block = load_block(path, num_heads=llm_heads)
-        unit = all(bool((gain == 1).all()) for gain in block.final_norm_tensors().values())
-        layer = FrozenLLMLayer(settings["embed_dim"], block, output_norm="unit" if unit else "pretrained")
+    stored.state = {_renamed(name): tensor for name, tensor in stored.state.items()}
+    settings = _host_settings(stored, num_heads)
+    layer = stored.layer(settings["embed_dim"], llm_heads)
     model = PointBERT(**settings, num_groups=num_groups, group_size=group_size, llm=layer)
-    _load(model, state, path, left_out={"llm.block._extra_state"})
+    load_exactly(model, stored.state, stored.path, left_out={RECORD})
     return model.eval()
 
 
@@ -110,7 +94,7 @@ def load_pretrained_host(model: PointBERT, path: str | os.PathLike[str]) -> list
         if name.startswith(prefix) and not name.removeprefix(prefix).startswith((*_PRETRAINING_HEADS, "cls_head_"))
     }
     own = {name for name in model.state_dict() if name.startswith(("llm.", "head."))}
-    _load(model, state, path, left_out=own)
+    load_exactly(model, state, path, left_out=own)
     names = sorted(name for name, _ in model.named_parameters() if name in own)
     _logger.info("%s: read into the host; not in it, so kept as they are: %s.", path, ", ".join(names))
     return names
@@ -123,33 +107,20 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _host_settings(state: Mapping[str, Tensor], num_heads: int | None, path: Path) -> dict[str, Any]:
+def _host_settings(stored: OfficialModel, num_heads: int | None) -> dict[str, Any]:
     """Arguments of `PointBERT`, read off its tensors."""
 
     def rows(name: str, ndim: int = 2) -> int:
-        if name not in state:
-            raise ValueError(f"{path}: is not a point cloud model of the official release: {name} is missing.")
-        if state[name].ndim != ndim:
-            raise ValueError(
-                f"{path}: {name} has the shape {tuple(state[name].shape)}, which should be {ndim}-dimensional."
-            )
-        return state[name].shape[0]
+        return stored.shape(name, ndim)[0]
 
-    width = rows("reduce_dim.weight")
-    depth = len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))})
-    if num_heads is None:
-        if width % _HEAD_WIDTH:
-            raise ValueError(f"{path}: a host {width} wide has no heads of {_HEAD_WIDTH}; give num_heads.")
-        num_heads = width // _HEAD_WIDTH
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(f"{path}: a host {width} wide cannot have {num_heads} heads.")
+    width, depth = rows("reduce_dim.weight"), stored.depth()
     if not depth:
-        raise ValueError(f"{path}: is not a point cloud model of the official release: it has no blocks.")
+        raise ValueError(f"{stored.path}: is not {stored.kind} of the official release: it has no blocks.")
     return {
         "num_classes": rows("head.3.weight"),
         "embed_dim": width,
         "depth": depth,
-        "num_heads": num_heads,
+        "num_heads": stored.heads(width, num_heads),
         "encoder_dim": rows("encoder.second_conv.3.weight", 3),
         "encoder_widths": (
             rows("encoder.first_conv.0.weight", 3),
@@ -159,23 +130,3 @@ def _host_settings(state: Mapping[str, Tensor], num_heads: int | None, path: Pat
         "pos_dim": rows("pos_embed.0.weight"),
         "head_dim": rows("head.0.weight"),
     }
-
-
-def _load(model: PointBERT, state: Mapping[str, Tensor], path: Path, left_out: set[str]) -> None:
-    """Copy a state dict in if it has exactly the model's tensors, ``left_out`` aside; else change nothing."""
-    wanted = {name: t for name, t in model.state_dict().items() if name not in left_out}
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(t.shape)}"
-        for name, t in wanted.items()
-        if name in state and state[name].shape != t.shape
-    ]
-    faults = [
-        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", wrong))
-        if names
-    ]
-    if faults:
-        raise ValueError(f"{path}: does not fit the model: {'; '.join(faults)}.")
-    with torch.no_grad():
-        model.load_state_dict(dict(state), strict=False)

@@ -8,22 +8,15 @@ wrote it. It says neither how many heads host and block have nor the size and le
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from frozenllm.core import FrozenLLMLayer, LLMBlock, load_block
-from frozenllm.core.weights.official import OfficialFile
+from frozenllm.core.official import RECORD, OfficialModel, read_official
 from frozenllm.video.model import FrozenLLMVideoMAE, videomae_config
-from frozenllm.video.pretrained import load_exactly, to_transformers
+from frozenllm.video.pretrained import load_under_own_names, to_transformers
 
 __all__ = ["ChannelsFirst", "load_official_checkpoint"]
-
-_HEAD_WIDTH = 64  # of both hosts of the paper
-_ADAPTERS = {"llama_dim_mapper1.weight": "llm.adapter_in.weight", "llama_dim_mapper2.weight": "llm.adapter_out.weight"}
 
 
 class ChannelsFirst(nn.Module):
@@ -80,59 +73,30 @@ def load_official_checkpoint(
         ValueError: One sentence: the file is missing or damaged, holds Python objects that could run code, or its
             tensors are not those of such a model.
     """
-    path = Path(path).expanduser()
-    stored = OfficialFile(path).tensors
-    block_names = {name for name in stored if name.startswith("llama.")}
-    state = {_ADAPTERS.get(name, name): tensor for name, tensor in stored.items() if name not in block_names}
-    config = videomae_config(**_settings(state, num_heads, image_size, num_frames, path))
-    layer = None
-    if block_names or any(name in stored for name in _ADAPTERS):
-        _refuse_other_names(block_names, path)
-        absent = [name for name in _ADAPTERS if name not in stored]
-        if absent:
-            raise ValueError(f"{path}: holds a language-model block, but no {' and no '.join(absent)}.")
-        block = load_block(path, num_heads=llm_heads)
-        layer = FrozenLLMLayer(config.hidden_size, block, output_norm="unit" if _is_unit(block) else "pretrained")
-    model = FrozenLLMVideoMAE(config, llm=layer)
+    stored = read_official(path, "a video model")
+    config = videomae_config(**_settings(stored, num_heads, image_size, num_frames))
+    model = FrozenLLMVideoMAE(config, llm=stored.layer(config.hidden_size, llm_heads))
     try:
-        renamed = to_transformers(state)
+        renamed = to_transformers(stored.state)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    load_exactly(model, renamed, path, left_out={"llm.block._extra_state"})
+        raise ValueError(f"{stored.path}: {error}") from error
+    load_under_own_names(model, renamed, stored.path, left_out={RECORD})
     return ChannelsFirst(model).eval()
 
 
-def _settings(
-    state: Mapping[str, Tensor], num_heads: int | None, image_size: int, num_frames: int, path: Path
-) -> dict[str, Any]:
+def _settings(stored: OfficialModel, num_heads: int | None, image_size: int, num_frames: int) -> dict[str, Any]:
     """Arguments of `videomae_config`, read off the tensors."""
-
-    def shape(name: str, ndim: int) -> tuple[int, ...]:
-        if name not in state:
-            raise ValueError(f"{path}: is not a video model of the official release: {name} is missing.")
-        if state[name].ndim != ndim:
-            raise ValueError(
-                f"{path}: {name} has the shape {tuple(state[name].shape)}, which should be {ndim}-dimensional."
-            )
-        return tuple(state[name].shape)
-
-    if any(name.startswith("encoder.") for name in state):
+    if any(name.startswith("encoder.") for name in stored.state):
         raise ValueError(
-            f"{path}: is a pre-training checkpoint of VideoMAE, which has no classes; start a host from it with "
+            f"{stored.path}: is a pre-training checkpoint of VideoMAE, which has no classes; start a host from it with "
             "load_host_checkpoint."
         )
-    width, channels, tubelet, rows, columns = shape("patch_embed.proj.weight", 5)
+    width, channels, tubelet, rows, columns = stored.shape("patch_embed.proj.weight", 5)
     if rows != columns:
-        raise ValueError(f"{path}: patches of {rows} x {columns} pixels are not those of VideoMAE.")
-    if num_heads is None:
-        if width % _HEAD_WIDTH:
-            raise ValueError(f"{path}: a host {width} wide has no heads of {_HEAD_WIDTH}; give num_heads.")
-        num_heads = width // _HEAD_WIDTH
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(f"{path}: a host {width} wide cannot have {num_heads} heads.")
+        raise ValueError(f"{stored.path}: patches of {rows} x {columns} pixels are not those of VideoMAE.")
     for name, whole, part in (("image_size", image_size, rows), ("num_frames", num_frames, tubelet)):
         if whole < 1 or whole % part:
-            raise ValueError(f"{path}: {name}={whole} is not a multiple of the {part} that its patches have.")
+            raise ValueError(f"{stored.path}: {name}={whole} is not a multiple of the {part} that its patches have.")
     return {
         "image_size": image_size,
         "patch_size": rows,
@@ -140,20 +104,8 @@ def _settings(
         "tubelet_size": tubelet,
         "num_channels": channels,
         "hidden_size": width,
-        "num_hidden_layers": len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}),
-        "num_attention_heads": num_heads,
-        "intermediate_size": shape("blocks.0.mlp.fc1.weight", 2)[0],
-        "num_labels": shape("head.weight", 2)[0],
+        "num_hidden_layers": stored.depth(),
+        "num_attention_heads": stored.heads(width, num_heads),
+        "intermediate_size": stored.shape("blocks.0.mlp.fc1.weight", 2)[0],
+        "num_labels": stored.shape("head.weight", 2)[0],
     }
-
-
-def _refuse_other_names(names: Iterable[str], path: Path) -> None:
-    other = sorted(
-        n for n in names if not n.startswith("llama.layers.") and n != "llama.norm.weight" and "rope" not in n
-    )
-    if other:
-        raise ValueError(f"{path}: also holds {', '.join(other[:3])}, which the official model does not have.")
-
-
-def _is_unit(block: LLMBlock) -> bool:
-    return all(bool((tensor == 1).all()) for tensor in block.final_norm_tensors().values())

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from frozenllm.core.state_dicts import load_exactly
 from frozenllm.core.weights.files import SafetensorsFile, TensorFiles, open_tensor_files, read_json
 from frozenllm.core.weights.official import OfficialFile
 from frozenllm.video.model import FrozenLLMVideoMAE
@@ -147,45 +148,18 @@ def load_host_checkpoint(
     if not has_head:  # a pre-training checkpoint has neither a head nor the norm before it
         kept |= {name for name in own if name.startswith("fc_norm.")} - state.keys()
     hint = "; head=False keeps the model's own head" if head else " (the head was left out)"
-    load_exactly(model, state, where, left_out=kept, hint=hint)
+    load_under_own_names(model, state, where, left_out=kept, hint=hint)
     names = sorted(name for name, _ in model.named_parameters() if name in kept)
     _logger.info("%s: read into the host; not in it, so kept as they are: %s.", where, ", ".join(names) or "none")
     return names
 
 
-def load_exactly(
+def load_under_own_names(
     model: nn.Module, state: Mapping[str, Tensor], where: object, left_out: Iterable[str] = (), hint: str = ""
 ) -> None:
-    """Copy a state dict in if it has exactly the model's tensors, ``left_out`` aside; else change nothing.
-
-    Args:
-        model: Any module.
-        state: Names and tensors.
-        where: What the error names.
-        left_out: Names that the state dict need not have.
-        hint: Added to the error.
-
-    Raises:
-        ValueError: The state dict does not fit.
-    """
-    own, aside = model.state_dict(), set(left_out)
-    state = {_own_name(name, own): tensor for name, tensor in state.items()}
-    wanted = {name: t for name, t in own.items() if name not in aside}
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(t.shape)}"
-        for name, t in wanted.items()
-        if name in state and state[name].shape != t.shape
-    ]
-    faults = [
-        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", wrong))
-        if names
-    ]
-    if faults:
-        raise ValueError(f"{where}: does not fit the model: {'; '.join(faults)}{hint}.")
-    with torch.no_grad():
-        model.load_state_dict(state, strict=False)
+    """`load_exactly`, into a model of whatever release of transformers is installed."""
+    own = model.state_dict()
+    load_exactly(model, {_own_name(name, own): t for name, t in state.items()}, where, left_out, hint)
 
 
 def _read(source: str | os.PathLike[str] | nn.Module) -> tuple[str, dict[str, Tensor], int | None]:

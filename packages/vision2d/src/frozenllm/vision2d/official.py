@@ -10,16 +10,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from frozenllm.core import FrozenLLMLayer, LLMBlock, load_block
+from frozenllm.core.official import RECORD, OfficialModel, read_official
+from frozenllm.core.state_dicts import load_exactly
 from frozenllm.core.weights.files import SafetensorsFile
 from frozenllm.core.weights.official import OfficialFile
 from frozenllm.vision2d.model import FrozenLLMViT
@@ -27,9 +25,6 @@ from frozenllm.vision2d.model import FrozenLLMViT
 __all__ = ["load_host_checkpoint", "load_official_checkpoint"]
 
 _logger = logging.getLogger(__name__)
-
-_HEAD_WIDTH = 64  # of every DeiT and of the paper's hosts
-_ADAPTERS = {"llama_dim_mapper1.weight": "llm.adapter_in.weight", "llama_dim_mapper2.weight": "llm.adapter_out.weight"}
 
 
 def load_official_checkpoint(
@@ -53,22 +48,11 @@ def load_official_checkpoint(
         ValueError: One sentence: the file is missing or damaged, holds Python objects that could run code, or its
             tensors are not those of such a model.
     """
-    path = Path(path).expanduser()
-    stored = OfficialFile(path).tensors
-    block_names = {name for name in stored if name.startswith("llama.")}
-    state = {_ADAPTERS.get(name, name): tensor for name, tensor in stored.items() if name not in block_names}
-    settings = _host_settings(state, num_heads, path)
-    layer = None
-    if block_names or any(name in stored for name in _ADAPTERS):
-        _refuse_other_names(block_names, path)
-        absent = [name for name in _ADAPTERS if name not in stored]
-        if absent:
-            raise ValueError(f"{path}: holds a language-model block, but no {' and no '.join(absent)}.")
-        block = load_block(path, num_heads=llm_heads)
-        norm = "unit" if _is_unit(block) else "pretrained"
-        layer = FrozenLLMLayer(settings["embed_dim"], block, output_norm=norm, adapter_init="trunc_normal")
+    stored = read_official(path, "a vision transformer")
+    settings = _host_settings(stored, num_heads)
+    layer = stored.layer(settings["embed_dim"], llm_heads, adapter_init="trunc_normal")
     model = FrozenLLMViT(**settings, llm=layer)
-    _load(model, state, path, left_out={"llm.block._extra_state"})
+    load_exactly(model, stored.state, stored.path, left_out={RECORD})
     return model.eval()
 
 
@@ -113,59 +97,30 @@ def load_host_checkpoint(
         )
     kept = {name for name in model.state_dict() if name.startswith("llm.") or (not head and name.startswith("head."))}
     hint = "" if head else " (the head was left out)"
-    _load(model, state, where, left_out=kept, hint=hint or "; head=False keeps the model's own head")
+    load_exactly(model, state, where, left_out=kept, hint=hint or "; head=False keeps the model's own head")
     names = sorted(name for name, _ in model.named_parameters() if name in kept)
     _logger.info("%s: read into the host; not in it, so kept as they are: %s.", where, ", ".join(names) or "none")
     return names
 
 
-def _host_settings(state: Mapping[str, Tensor], num_heads: int | None, path: Path) -> dict[str, Any]:
+def _host_settings(stored: OfficialModel, num_heads: int | None) -> dict[str, Any]:
     """Arguments of timm's `VisionTransformer`, read off its tensors."""
-
-    def shape(name: str, ndim: int) -> tuple[int, ...]:
-        if name not in state:
-            raise ValueError(f"{path}: is not a vision transformer of the official release: {name} is missing.")
-        if state[name].ndim != ndim:
-            raise ValueError(
-                f"{path}: {name} has the shape {tuple(state[name].shape)}, which should be {ndim}-dimensional."
-            )
-        return tuple(state[name].shape)
-
-    width, channels, height, patch = shape("patch_embed.proj.weight", 4)
-    tokens = shape("pos_embed", 3)[1] - 1  # one class token
+    width, channels, height, patch = stored.shape("patch_embed.proj.weight", 4)
+    tokens = stored.shape("pos_embed", 3)[1] - 1  # one class token
     side = math.isqrt(max(tokens, 0))
     if height != patch or side < 1 or side * side != tokens:
-        raise ValueError(f"{path}: {tokens} patches of {height} x {patch} pixels do not make a square image.")
-    depth = len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))})
-    if num_heads is None:
-        if width % _HEAD_WIDTH:
-            raise ValueError(f"{path}: a host {width} wide has no heads of {_HEAD_WIDTH}; give num_heads.")
-        num_heads = width // _HEAD_WIDTH
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(f"{path}: a host {width} wide cannot have {num_heads} heads.")
+        raise ValueError(f"{stored.path}: {tokens} patches of {height} x {patch} pixels do not make a square image.")
     return {
         "img_size": side * patch,
         "patch_size": patch,
         "in_chans": channels,
         "embed_dim": width,
-        "depth": depth,
-        "num_heads": num_heads,
-        "mlp_ratio": shape("blocks.0.mlp.fc1.weight", 2)[0] / width,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
-        "num_classes": shape("head.weight", 2)[0] if "head.weight" in state else 0,
+        "depth": stored.depth(),
+        "num_heads": stored.heads(width, num_heads),
+        "mlp_ratio": stored.shape("blocks.0.mlp.fc1.weight", 2)[0] / width,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in stored.state,
+        "num_classes": stored.shape("head.weight", 2)[0] if "head.weight" in stored.state else 0,
     }
-
-
-def _refuse_other_names(names: Iterable[str], path: Path) -> None:
-    other = sorted(
-        n for n in names if not n.startswith("llama.layers.") and n != "llama.norm.weight" and "rope" not in n
-    )
-    if other:
-        raise ValueError(f"{path}: also holds {', '.join(other[:3])}, which the official model does not have.")
-
-
-def _is_unit(block: LLMBlock) -> bool:
-    return all(bool((tensor == 1).all()) for tensor in block.final_norm_tensors().values())
 
 
 def _read_host(source: str | os.PathLike[str] | nn.Module) -> tuple[str, dict[str, Tensor]]:
@@ -176,25 +131,3 @@ def _read_host(source: str | os.PathLike[str] | nn.Module) -> tuple[str, dict[st
         file = SafetensorsFile(path)
         return str(path), {name: file.read(name) for name in file.names()}
     return str(path), dict(OfficialFile(path).tensors)
-
-
-def _load(
-    model: VisionTransformer, state: Mapping[str, Tensor], where: object, left_out: set[str], hint: str = ""
-) -> None:
-    """Copy a state dict in if it has exactly the model's tensors, ``left_out`` aside; else change nothing."""
-    wanted = {name: t for name, t in model.state_dict().items() if name not in left_out}
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(t.shape)}"
-        for name, t in wanted.items()
-        if name in state and state[name].shape != t.shape
-    ]
-    faults = [
-        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", wrong))
-        if names
-    ]
-    if faults:
-        raise ValueError(f"{where}: does not fit the model: {'; '.join(faults)}{hint}.")
-    with torch.no_grad():
-        model.load_state_dict(dict(state), strict=False)

@@ -1,0 +1,42 @@
+"""State dicts that fit a model exactly, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def load_exactly(
+    model: nn.Module, state: Mapping[str, Tensor], where: object, left_out: Iterable[str] = (), hint: str = ""
+) -> None:
+    """Copy a state dict in if it has exactly the model's tensors, ``left_out`` aside; else change nothing.
+
+    Args:
+        model: Any module.
+        state: Names and tensors.
+        where: What the error names.
+        left_out: Names that the state dict need not have.
+        hint: Added to the error.
+
+    Raises:
+        ValueError: The state dict does not fit.
+    """
+    aside = set(left_out)
+    wanted = {name: t for name, t in model.state_dict().items() if name not in aside}
+    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(t.shape)}"
+        for name, t in wanted.items()
+        if name in state and state[name].shape != t.shape
+    ]
+    faults = [
+        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", wrong))
+        if names
+    ]
+    if faults:
+        raise ValueError(f"{where}: does not fit the model: {'; '.join(faults)}{hint}.")
+    with torch.no_grad():
+        model.load_state_dict(dict(state), strict=False)

@@ -27,7 +27,7 @@ from frozenllm.video.data.dataset import VideoSource
 from frozenllm.video.data.decoding import pick_decoder
 from frozenllm.video.data.files import VideoFiles
 from frozenllm.video.data.frames import FrameFolders
-from frozenllm.video.toy import encode
+from frozenllm.video.encoding import encode
 
 TRAIN = {"auto_augment": "rand-m7-n4-mstd0.5-inc1", "erase": 0.25}
 

@@ -16,7 +16,8 @@ import torch
 from frozenllm.core.training import UNREADABLE, BrokenSample
 from frozenllm.video.data import VideoDataset, encoded_videos, read_video, toy_videos, video_csv
 from frozenllm.video.data.decoding import DECODERS, pick_decoder
-from frozenllm.video.toy import TEMPLATES, encode
+from frozenllm.video.encoding import encode
+from frozenllm.video.toy import TEMPLATES
 
 SEGMENTS = {"type": "segments", "num_frames": 4}
 EVAL = {"sampling": SEGMENTS, "transform": {"size": 16}}

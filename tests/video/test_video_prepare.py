@@ -18,8 +18,9 @@ import torch
 
 from frozenllm.video import prepare as module
 from frozenllm.video.data import read_video, ssv2_frames, video_csv
+from frozenllm.video.encoding import encode
 from frozenllm.video.prepare import main, prepare
-from frozenllm.video.toy import CLASSES, TEMPLATES, encode, moving_digit
+from frozenllm.video.toy import CLASSES, TEMPLATES, moving_digit
 
 EVAL: dict[str, Any] = {"sampling": {"type": "segments", "num_frames": 4}, "transform": {"size": 16}}
 BROKEN = {"4": "is empty", "9": "cannot be decoded", "11": "There is no video file"}

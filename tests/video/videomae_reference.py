@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from official_llama import llama_state
 from torch import Tensor
 
 WIDTH, DEPTH, CLASSES = 64, 2, 7
@@ -54,22 +55,7 @@ def classifier_state(*, llm: bool = False, seed: int = 0) -> State:
     state = w.patches("") | w.blocks("", DEPTH, WIDTH) | w.norm("fc_norm", WIDTH) | w.linear("head", CLASSES, WIDTH)
     if not llm:
         return state
-    layer = "llama.layers.0."
-    for name, rows, columns in (
-        ("attention.wq", LLM_WIDTH, LLM_WIDTH),
-        ("attention.wk", LLM_WIDTH, LLM_WIDTH),
-        ("attention.wv", LLM_WIDTH, LLM_WIDTH),
-        ("attention.wo", LLM_WIDTH, LLM_WIDTH),
-        ("feed_forward.w1", FFN, LLM_WIDTH),
-        ("feed_forward.w2", LLM_WIDTH, FFN),
-        ("feed_forward.w3", FFN, LLM_WIDTH),
-    ):
-        state[f"{layer}{name}.weight"] = w(rows, columns)
-    state[f"{layer}attention_norm.weight"] = 1 + 0.3 * w(LLM_WIDTH)
-    state[f"{layer}ffn_norm.weight"] = 1 + 0.3 * w(LLM_WIDTH)
-    state["llama.norm.weight"] = torch.ones(LLM_WIDTH)
-    state["llama_dim_mapper1.weight"] = w(LLM_WIDTH, WIDTH)
-    state["llama_dim_mapper2.weight"] = w(WIDTH, LLM_WIDTH)
+    state |= llama_state(w, WIDTH, LLM_WIDTH, FFN)
     return state
 
 

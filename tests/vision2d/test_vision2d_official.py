@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from official_llama import llama_state
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -54,22 +55,7 @@ def official_state(*, llm: bool = True, seed: int = 0) -> State:
     state |= norm("norm") | {"head.weight": weight(CLASSES, WIDTH), "head.bias": 0.1 * weight(CLASSES)}
     if not llm:
         return state
-    layer = "llama.layers.0."
-    for name, rows, columns in (
-        ("attention.wq", LLM_WIDTH, LLM_WIDTH),
-        ("attention.wk", LLM_WIDTH, LLM_WIDTH),
-        ("attention.wv", LLM_WIDTH, LLM_WIDTH),
-        ("attention.wo", LLM_WIDTH, LLM_WIDTH),
-        ("feed_forward.w1", FFN, LLM_WIDTH),
-        ("feed_forward.w2", LLM_WIDTH, FFN),
-        ("feed_forward.w3", FFN, LLM_WIDTH),
-    ):
-        state[f"{layer}{name}.weight"] = weight(rows, columns)
-    state[f"{layer}attention_norm.weight"] = 1 + 0.3 * weight(LLM_WIDTH)
-    state[f"{layer}ffn_norm.weight"] = 1 + 0.3 * weight(LLM_WIDTH)
-    state["llama.norm.weight"] = torch.ones(LLM_WIDTH)
-    state["llama_dim_mapper1.weight"] = weight(LLM_WIDTH, WIDTH)
-    state["llama_dim_mapper2.weight"] = weight(WIDTH, LLM_WIDTH)
+    state |= llama_state(weight, WIDTH, LLM_WIDTH, FFN)
     return state
 
 

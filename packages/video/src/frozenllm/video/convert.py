@@ -14,7 +14,7 @@ from torch import Tensor
 
 from frozenllm.core.training import BrokenSample
 from frozenllm.video.data.decoding import read_video
-from frozenllm.video.toy import encode
+from frozenllm.video.encoding import encode
 
 FORMS = ("frames", "mp4", "lists")
 """What is written: images, smaller videos, or only lists of the videos as they are."""

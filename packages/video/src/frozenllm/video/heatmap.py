@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from frozenllm.core.analysis import frequency, magnitude, tapped
+from frozenllm.video.encoding import encode
 from frozenllm.video.model import FrozenLLMVideoMAE
-from frozenllm.video.toy import encode
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"magnitude": magnitude, "frequency": frequency}
 SUFFIXES = (".mp4", ".mkv", ".mov")

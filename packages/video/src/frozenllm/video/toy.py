@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from frozenllm.core.toy_folder import write_once
+from frozenllm.video.encoding import encode
 
 CLASSES = ("left", "right", "approaching", "leaving")
 """Short names by class index."""
@@ -35,7 +35,6 @@ TEMPLATES = (
 PARTS = {"train": "train", "val": "validation"}
 """Names of the parts, and those of their annotation files."""
 
-FRAME_RATE = 12  # the real videos'
 _SMALLEST, _LARGEST = 0.3, 0.85  # height of the digit, in heights of the frame
 _FORMAT = 1
 
@@ -211,32 +210,3 @@ def _write_videos(root: Path, manifest: dict[str, Any]) -> None:
             rows.append(f"videos/{name}.mp4 {label}")
         (root / f"{part}.csv").write_text("\n".join(rows) + "\n")
         _annotate(root, part, videos)
-
-
-def encode(
-    path: str | os.PathLike[str],
-    frames: np.ndarray,
-    *,
-    codec: str = "libx264",
-    frame_rate: int | Fraction = FRAME_RATE,
-    options: dict[str, str] | None = None,
-) -> None:
-    """Writes frames as a video file; the container follows from the file's name.
-
-    Args:
-        path: The file.
-        frames: ``(T, H, W, 3)`` uint8, of even width and height.
-        codec: FFmpeg's name of the encoder.
-        frame_rate: Frames per second.
-        options: The encoder's; None for a quality at which small digits stay what they are.
-    """
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=frame_rate, options=options or {"crf": "18", "preset": "veryfast"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # more cost time on small frames
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())

@@ -31,11 +31,11 @@ LIDAR_TO_CAMERA = np.array([[0, -1, 0, 0], [0, 0, -1, -0.08], [1, 0, 0, -0.27], 
 CAMERA = np.array([[720, 0, 610, 0], [0, 720, 173, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=np.float32)
 
 
-def write_kitti(root: str | os.PathLike[str], *, train: int = 16, val: int = 4, seed: int = 0) -> Path:
+def write_kitti(root: str | os.PathLike[str] | None = None, *, train: int = 16, val: int = 4, seed: int = 0) -> Path:
     """Write the scenes, once.
 
     Args:
-        root: The folder; the config's ``data_root``.
+        root: The folder; None for one in the user's cache.
         train: Number of training scenes.
         val: Number of validation scenes.
         seed: The same seed gives the same bytes.

@@ -37,11 +37,11 @@ FURNITURE: dict[str, list[tuple[float, ...]]] = {
 }
 
 
-def write_scannet(root: str | os.PathLike[str], *, train: int = 16, val: int = 4, seed: int = 0) -> Path:
+def write_scannet(root: str | os.PathLike[str] | None = None, *, train: int = 16, val: int = 4, seed: int = 0) -> Path:
     """Write the rooms, once.
 
     Args:
-        root: The folder; the config's ``data_root``.
+        root: The folder; None for one in the user's cache.
         train: Number of training rooms.
         val: Number of validation rooms.
         seed: The same seed gives the same bytes.

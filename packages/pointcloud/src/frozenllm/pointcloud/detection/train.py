@@ -64,8 +64,7 @@ def load_config(
         raise ValueError(f"{path} is not a detector's config: it has no model.")
     toy = cfg.get("toy_data")
     if data_root is None and toy is not None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        data_root = cache / "frozenllm" / "toy" / f"{toy}-detection"
+        data_root = TOY[toy]()  # written where it is missing
     if data_root is not None:
         if "data_root" not in cfg:
             raise ValueError(f"{path.name} has no data_root to replace.")

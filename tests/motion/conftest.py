@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,6 @@ import pytest
 from frozenllm.motion.toy import write_toy_argoverse1, write_toy_argoverse2
 
 TOY = {"train": 12, "val": 6, "test": 3}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's cache stays as it is: toy data goes to a folder of the tests, also in child processes."""
-    patch = pytest.MonkeyPatch()
-    folder = tmp_path_factory.mktemp("cache")
-    patch.setenv("XDG_CACHE_HOME", str(folder))
-    yield folder
-    patch.undo()
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from frozenllm.core.film import write_film
 from frozenllm.core.training import compose_config, train
 from frozenllm.motion import look
 from frozenllm.motion.data import argoverse2
-from frozenllm.motion.film import write_film
 from frozenllm.motion.looking import ScenePicture, activations
 from frozenllm.motion.models import MMTransformer, MotionHost, VectorNet
 from frozenllm.motion.testing import random_inputs

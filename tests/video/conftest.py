@@ -9,16 +9,6 @@ import pytest
 from frozenllm.video.toy import write_toy_frames, write_toy_videos
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The user's cache stays as it is: toy data goes to a folder of the tests, also in child processes."""
-    patch = pytest.MonkeyPatch()
-    folder = tmp_path_factory.mktemp("cache")
-    patch.setenv("XDG_CACHE_HOME", str(folder))
-    yield folder
-    patch.undo()
-
-
 @pytest.fixture(scope="session")
 def toy_frames_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few moving digits as frame folders, in the default size; not to be changed."""

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from frozenllm.core.film import write_film
 from frozenllm.core.training import UNREADABLE, BrokenSample
 from frozenllm.video.data import VideoDataset, encoded_videos, read_video, toy_videos, video_csv
 from frozenllm.video.data.decoding import DECODERS, pick_decoder
-from frozenllm.video.encoding import encode
 from frozenllm.video.toy import TEMPLATES
 
 SEGMENTS = {"type": "segments", "num_frames": 4}
@@ -39,9 +39,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One video in several containers and codecs."""
     folder = tmp_path_factory.mktemp("formats")
     for name, codec in FORMATS.items():
-        encode(folder / name, clip(), codec=codec, options={"b": "2M", "crf": "10"} if "x26" in codec else {"b": "2M"})
+        options = {"b": "2M", "crf": "10"} if "x26" in codec else {"b": "2M"}
+        write_film(clip(), folder / name, 12, codec=codec, options=options)
     for name, options in MANY.items():
-        encode(folder / name, clip(), options=options)
+        write_film(clip(), folder / name, 12, options=options)
     return folder
 
 

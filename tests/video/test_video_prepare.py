@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from frozenllm.core.film import write_film
 from frozenllm.video import prepare as module
 from frozenllm.video.data import read_video, ssv2_frames, video_csv
-from frozenllm.video.encoding import encode
 from frozenllm.video.prepare import main, prepare
 from frozenllm.video.toy import CLASSES, TEMPLATES, moving_digit
 
@@ -40,7 +40,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"something-something-v2-{part}.json").write_text(json.dumps(entries))
         for i in ids:
             frames = moving_digit(digit, i % 4, 6 + i % 3, 32, rng)[:, :24]
-            encode(root / "videos" / f"{i}.webm", frames, codec="libvpx", options={"b": "1M"})
+            write_film(frames, root / "videos" / f"{i}.webm", 12, codec="libvpx", options={"b": "1M"})
     (root / "videos" / "4.webm").write_bytes(b"")
     (root / "videos" / "9.webm").write_bytes(b"no video" * 200)
     (root / "videos" / "11.webm").unlink()

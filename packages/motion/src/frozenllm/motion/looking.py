@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from frozenllm.core.analysis import class_attention, frequency, magnitude, tapped
-from frozenllm.motion.film import write_film
+from frozenllm.core.film import write_film
 from frozenllm.motion.models import MotionHost
 from frozenllm.motion.models.host import TARGET, Inputs
 

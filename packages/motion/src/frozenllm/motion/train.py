@@ -6,7 +6,6 @@ bundled block, on a CPU in about two minutes, and prints both beside constant ve
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from frozenllm.core.training import (
     call_with_options,
     compare,
     compose_config,
-    run_cli,
+    run_tool,
 )
 from frozenllm.motion import constant_velocity
 from frozenllm.motion.data import argoverse1, argoverse2, collate_scenes, toy_argoverse1, toy_argoverse2
@@ -152,11 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: Overrides in Hydra's grammar; None for the process's arguments. Without any, `toy` runs.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments:
-        run_cli(CONFIG, arguments)
-    else:
-        toy()
+    run_tool(CONFIG, toy, argv)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ in about a minute.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from frozenllm.core.training import DATASETS, MODELS, TRANSFORMS, call_with_options, compare, print_table, run_cli
+from frozenllm.core.training import DATASETS, MODELS, TRANSFORMS, call_with_options, compare, print_table, run_tool
 from frozenllm.pointcloud.data import PointClouds, modelnet40, scanobjectnn
 from frozenllm.pointcloud.model import PointBERT
 from frozenllm.pointcloud.official import load_pretrained_host
@@ -77,11 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: Overrides in Hydra's grammar; None for the process's arguments. Without any, `toy` runs.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments:
-        run_cli(CONFIG, arguments)
-    else:
-        toy()
+    run_tool(CONFIG, toy, argv)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from frozenllm.core.film import write_film
 from frozenllm.core.training import BrokenSample
 from frozenllm.video.data.decoding import read_video
-from frozenllm.video.encoding import encode
 
 FORMS = ("frames", "mp4", "lists")
 """What is written: images, smaller videos, or only lists of the videos as they are."""
@@ -100,7 +100,7 @@ def _write_mp4(name: str, frames: Tensor, rate: Fraction, conversion: Conversion
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         options = {"crf": str(conversion.crf), "preset": "fast"}
-        encode(scratch, _resized(frames, conversion.height, even=True), frame_rate=rate, options=options)
+        write_film(_resized(frames, conversion.height, even=True), scratch, rate, options=options)
         os.replace(scratch, file)
     finally:
         scratch.unlink(missing_ok=True)

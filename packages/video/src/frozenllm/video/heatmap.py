@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from frozenllm.core.analysis import frequency, magnitude, tapped
-from frozenllm.video.encoding import encode
+from frozenllm.core.film import write_film
 from frozenllm.video.model import FrozenLLMVideoMAE
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"magnitude": magnitude, "frequency": frequency}
@@ -103,6 +103,6 @@ def write_video(path: Path, images: np.ndarray, frame_rate: float) -> None:
             f"{path}: the clip is written as {', '.join(SUFFIXES)}; give a name with one of these endings."
         )
     try:
-        encode(path, images, frame_rate=max(1, round(frame_rate)))
+        write_film(images, path, max(1, round(frame_rate)))
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror or error}).") from error

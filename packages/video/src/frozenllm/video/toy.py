@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from frozenllm.core.film import write_film
 from frozenllm.core.toy_folder import write_once
-from frozenllm.video.encoding import encode
 
 CLASSES = ("left", "right", "approaching", "leaving")
 """Short names by class index."""
@@ -37,6 +37,7 @@ PARTS = {"train": "train", "val": "validation"}
 
 _SMALLEST, _LARGEST = 0.3, 0.85  # height of the digit, in heights of the frame
 _FORMAT = 1
+_FRAME_RATE = 12  # Something-Something V2's
 
 
 def write_toy_frames(
@@ -205,7 +206,7 @@ def _write_videos(root: Path, manifest: dict[str, Any]) -> None:
     for part in PARTS:
         rows, videos = [], []
         for name, label, frames in _videos(manifest, part):
-            encode(root / "videos" / f"{name}.mp4", frames)
+            write_film(frames, root / "videos" / f"{name}.mp4", _FRAME_RATE)
             videos.append((name, label))
             rows.append(f"videos/{name}.mp4 {label}")
         (root / f"{part}.csv").write_text("\n".join(rows) + "\n")

@@ -6,15 +6,23 @@ about a minute.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from frozenllm.core.training import DATASETS, FUNCTIONS, METRICS, MODELS, TRANSFORMS, compare, print_table, run_cli
+from frozenllm.core.training import (
+    DATASETS,
+    FUNCTIONS,
+    METRICS,
+    MODELS,
+    TRANSFORMS,
+    compare,
+    hosts,
+    print_table,
+    run_tool,
+)
 from frozenllm.video import data
-from frozenllm.video.hosts import freeze_host as freeze
 from frozenllm.video.hosts import load_host
 from frozenllm.video.metrics import VideoAccuracy
 from frozenllm.video.mixing import VideoMix
@@ -61,7 +69,7 @@ def build_videomae(
         model.set_grad_checkpointing()
     kept = [] if host is None else load_host(model, host, head=host_head)
     if freeze_host:
-        freeze(model, kept)
+        hosts.freeze_host(model, kept)
     return model
 
 
@@ -89,11 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: Overrides in Hydra's grammar; None for the process's arguments. Without any, `toy` runs.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments:
-        run_cli(CONFIG, arguments)
-    else:
-        toy()
+    run_tool(CONFIG, toy, argv)
 
 
 if __name__ == "__main__":

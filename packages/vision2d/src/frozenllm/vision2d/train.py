@@ -6,7 +6,6 @@ on a CPU in about a minute.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +13,18 @@ import timm
 from timm.models import is_model, list_models
 from torch import nn
 
-from frozenllm.core.training import DATASETS, MODELS, TRANSFORMS, call_with_options, compare, print_table, run_cli
-from frozenllm.vision2d import hosts
+from frozenllm.core.training import (
+    DATASETS,
+    MODELS,
+    TRANSFORMS,
+    call_with_options,
+    compare,
+    hosts,
+    print_table,
+    run_tool,
+)
 from frozenllm.vision2d.data import Mixup, digits, image_folder
+from frozenllm.vision2d.hosts import load_host
 from frozenllm.vision2d.model import FrozenLLMViT
 
 CONFIG = "frozenllm.vision2d.conf"
@@ -55,10 +63,9 @@ def build_vit(
     assert isinstance(model, FrozenLLMViT)
     if grad_checkpointing:
         model.set_grad_checkpointing()
-    if host is not None:
-        hosts.load_host(model, host, head=host_head)
+    kept = [] if host is None else load_host(model, host, head=host_head)
     if freeze_host:
-        hosts.freeze_host(model, head=host_head)
+        hosts.freeze_host(model, kept)
     return model
 
 
@@ -81,11 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: Overrides in Hydra's grammar; None for the process's arguments. Without any, `toy` runs.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments:
-        run_cli(CONFIG, arguments)
-    else:
-        toy()
+    run_tool(CONFIG, toy, argv)
 
 
 if __name__ == "__main__":

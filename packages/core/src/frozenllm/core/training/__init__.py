@@ -12,7 +12,7 @@ except ModuleNotFoundError as error:
         f"Training needs {error.name}, which is not installed: pip install 'frozenllm-core[train]'.", name=error.name
     ) from error
 
-from frozenllm.core.training.cli import run_cli
+from frozenllm.core.training.cli import run_cli, run_tool
 from frozenllm.core.training.compare import ArmResult, compare, print_table, table
 from frozenllm.core.training.composition import compose_config
 from frozenllm.core.training.guard import FrozenBlockChanged
@@ -54,6 +54,7 @@ __all__ = [
     "print_table",
     "read_run",
     "run_cli",
+    "run_tool",
     "table",
     "train",
 ]

@@ -55,6 +55,24 @@ def run_cli(
             os.environ[_DEBUG] = own
 
 
+def run_tool(package: str, toy: Callable[[], None], argv: Sequence[str] | None = None) -> None:
+    """What a training tool does: its toy run where nothing else is asked for, else `run_cli`.
+
+    Args:
+        package: See `run_cli`.
+        toy: The comparison on the domain's toy data.
+        argv: Overrides in Hydra's grammar; None for the process's arguments.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments:
+        run_cli(package, arguments)
+        return
+    try:
+        toy()
+    except Exception as error:
+        sys.exit(report(error, os.environ.get(_DEBUG) == "1"))
+
+
 def run_job(cfg: DictConfig) -> float | None:
     """One job: called by Hydra, also by its launchers in other processes.
 

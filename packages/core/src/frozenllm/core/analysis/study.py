@@ -190,27 +190,50 @@ def read_study(run: str | os.PathLike[str]) -> Study | None:
         if document["format"] != _FORMAT:
             raise ValueError(f"it has format {document['format']}")
         return Study(
-            title=document["title"],
-            domain=document["domain"],
-            findings=[Finding(**entry) for entry in document["findings"]],
+            title=_text(document["title"]),
+            domain=_text(document["domain"]),
+            findings=[_finding(entry) for entry in document["findings"]],
             samples=[_sample(entry, path.parent) for entry in document["samples"]],
-            notes=document["notes"],
-            pictures={caption: _picture(path.parent / name) for caption, name in document["pictures"].items()},
+            notes=[_text(note) for note in document["notes"]],
+            pictures={
+                caption: _picture(path.parent / Path(name).name) for caption, name in document["pictures"].items()
+            },
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): make the study again.") from error
+    except Exception as error:  # whatever a damaged document leads to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read ({reason}): make the study again.") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"there is {value!r} in place of a text")
+    return value
+
+
+def _finding(entry: Mapping[str, Any]) -> Finding:
+    found = Finding(**entry)
+    numbers = {name: getattr(found, name) for name in ("value", "low", "high", "chance", "samples")}
+    for name, number in numbers.items():
+        optional = name != "value" and number is None
+        if not optional and (
+            isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number)
+        ):
+            raise ValueError(f"the {name} of a finding is {number!r}")
+    for text in (found.name, found.unit, found.tap or "", found.kind or ""):
+        _text(text)
+    return found
 
 
 def _sample(entry: Mapping[str, Any], folder: Path) -> Sample:
     frames = [
         Frame(
-            _picture(folder / frame["picture"]),
+            _picture(folder / Path(frame["picture"]).name),
             [Mark(mark["shape"], tuple(mark["xy"]), mark["token"]) for mark in frame["marks"]],
-            frame["caption"],
+            _text(frame["caption"]),
         )
         for frame in entry["frames"]
     ]
-    sample = Sample(entry["title"], frames, entry["activations"], entry["relevant"])
+    sample = Sample(_text(entry["title"]), frames, dict(entry["activations"]), entry["relevant"])
     _check(sample)
     return sample
 

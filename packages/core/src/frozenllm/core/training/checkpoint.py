@@ -25,8 +25,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from frozenllm.core.training.distributed import is_main
-
 FORMAT = 1
 RECORD_KEY = "_extra_state"
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -46,6 +44,10 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch's writer stumbles over what the failed write left
+            raise error.__context__ from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
@@ -58,8 +60,15 @@ def link_checkpoint(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+        try:
+            shutil.copyfile(source, temporary)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    try:
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)  # renaming a link onto another one of the same file leaves both
     _sync_folder(target.parent)
 
 
@@ -73,8 +82,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU with ``weights_only=True``.
+
+    Args:
+        path: The file.
+        mmap: Read from the disk only what is used; for those who look at little of it.
 
     Raises:
         ValueError: There is no such file, it is damaged, it holds objects other than tensors and plain values, or it is
@@ -84,12 +97,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"There is no checkpoint at {path}.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} was refused: it holds objects other than tensors and plain values, or is damaged."
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
+    except Exception as error:  # damaged pickles end in errors of every kind
         raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged or cut short.") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise ValueError(f"{path} is no checkpoint of frozenllm's training engine (format {FORMAT}).")
@@ -179,13 +192,9 @@ def to_cpu(value: Any) -> Any:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` numbered checkpoints, and what a killed run left half written."""
-    if not is_main():
-        return
+    """Delete all but the newest ``keep`` numbered checkpoints."""
     for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
-    for half in folder.glob(".*.tmp"):
-        half.unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -80,7 +80,7 @@ def _read_pyav(path: str, choice: Choice) -> Tensor:
     import av
 
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="ignore") as container:
             if not container.streams.video:
                 raise BrokenSample(f"The file {path} has no video stream.")
             stream = container.streams.video[0]
@@ -128,7 +128,7 @@ def _promised_by(path: str) -> int:
     import av
 
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="ignore") as container:
             return _promised(container, container.streams.video[0])
     except av.FFmpegError:
         return 0

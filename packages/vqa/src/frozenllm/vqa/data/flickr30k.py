@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from frozenllm.vqa.data.records import PROTOCOLS, CaptionedImage, check_choice, find_root, open_arrow, read_json
+from frozenllm.vqa.data.records import PROTOCOLS, CaptionedImage, check_choice, field, find_root, open_arrow, read_json
 from frozenllm.vqa.data.vqav2 import FORMATS, PARTS
 from frozenllm.vqa.images import ArrowImage, ImageFile
 
@@ -43,12 +43,12 @@ def _json(folder: Path, split: str) -> list[CaptionedImage]:
     path = next((folder / name for name in _JSON if (folder / name).is_file()), folder / _JSON[0])
     found = [
         CaptionedImage(
-            image_id=entry["filename"],
-            image=ImageFile(folder / "flickr30k-images" / entry["filename"]),
-            captions=tuple(sentence["raw"] for sentence in entry["sentences"]),
+            image_id=field(path, entry, "filename", str),
+            image=ImageFile(folder / "flickr30k-images" / field(path, entry, "filename", str)),
+            captions=tuple(field(path, sentence, "raw", str) for sentence in entry["sentences"]),
         )
         for entry in read_json(path, "images")
-        if entry["split"] == split and entry["sentences"]
+        if field(path, entry, "split", str) == split and field(path, entry, "sentences", list)
     ]
     if not found:
         raise ValueError(f"{path} has no captioned image of the split {split!r}.")
@@ -61,6 +61,8 @@ def _arrow(folder: Path, split: str) -> list[CaptionedImage]:
     names, captions = table["image_id"].to_pylist(), table["caption"].to_pylist()
     if not names:
         raise ValueError(f"{path} holds no images.")
+    if not all(isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts) for texts in captions):
+        raise ValueError(f"{path} has an image without captions.")
     return [
         CaptionedImage(str(name), ArrowImage(table, row, str(path)), tuple(texts))
         for row, (name, texts) in enumerate(zip(names, captions, strict=True))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from frozenllm.vqa.images import ImageRef
-from frozenllm.vqa.toy import write_flickr, write_vqa
+from frozenllm.vqa.toy import write_flickr, write_rooms, write_vqa
 
 TOY = "toy"
 PROTOCOLS = ("honest", "meter")
+_TOYS = {"vqav2": write_vqa, "flickr30k": write_flickr, "sqa3d": write_rooms}
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def find_root(root: str | None, data: str, what: str) -> Path:
 
     Args:
         root: The folder.
-        data: ``"vqav2"`` or ``"flickr30k"``.
+        data: ``"vqav2"``, ``"flickr30k"`` or ``"sqa3d"``.
         what: What the folder holds, for the message.
 
     Raises:
@@ -62,7 +66,7 @@ def find_root(root: str | None, data: str, what: str) -> Path:
     if root is None:
         raise ValueError(f"The folder with {what} is missing: give data.root=...")
     if root == TOY:
-        return write_vqa() if data == "vqav2" else write_flickr()
+        return _TOYS[data]()
     path = Path(root).expanduser()
     if not path.is_dir():
         raise ValueError(f"The data folder {path} does not exist: data.root must name the folder with {what}.")
@@ -93,6 +97,24 @@ def read_json(path: Path, key: str) -> list[dict[str, Any]]:
     return entries
 
 
+def field(path: Path, entry: Any, key: str, kind: type[T]) -> T:
+    """A value of an entry of a JSON file.
+
+    Args:
+        path: The file, for the message.
+        entry: The entry.
+        key: The value's key.
+        kind: Its type.
+
+    Raises:
+        ValueError: The entry has no such value, or it is of another type.
+    """
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{path} has an entry without {key!r}, or where it is not of type {kind.__name__}.")
+    return value
+
+
 def open_arrow(path: Path, columns: tuple[str, ...]) -> Any:
     """A memory-mapped Arrow table.
 
@@ -105,8 +127,9 @@ def open_arrow(path: Path, columns: tuple[str, ...]) -> Any:
         raise ValueError(f"{path} does not exist: data.root must name the folder with METER's arrow files.")
     try:
         table = pa.ipc.RecordBatchFileReader(pa.memory_map(str(path), "r")).read_all()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not an Arrow file ({error}).") from error
+        table.validate(full=True)  # pyarrow aborts the process where it believes damaged offsets
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not an Arrow file, or damaged ({' '.join(str(error).split())}).") from error
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}.")

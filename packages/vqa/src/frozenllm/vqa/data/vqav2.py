@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from frozenllm.vqa.answers import MIN_COUNT, build_vocabulary
-from frozenllm.vqa.data.records import PROTOCOLS, VQARecord, check_choice, find_root, open_arrow, read_json
+from frozenllm.vqa.data.records import PROTOCOLS, VQARecord, check_choice, field, find_root, open_arrow, read_json
 from frozenllm.vqa.images import ArrowImage, ImageFile
 
 logger = logging.getLogger(__name__)
@@ -111,29 +112,30 @@ def _read(folder: Path, subset: str, format: str) -> tuple[VQARecord, ...]:
 
 @lru_cache(maxsize=8)
 def _read_json(folder: Path, subset: str) -> tuple[VQARecord, ...]:
-    questions = read_json(folder / f"v2_OpenEnded_mscoco_{subset}_questions.json", "questions")
+    source = folder / f"v2_OpenEnded_mscoco_{subset}_questions.json"
+    questions = read_json(source, "questions")
     images = _IMAGES[subset]
     annotated = subset in ("train2014", "val2014")
     path = folder / f"v2_mscoco_{subset}_annotations.json"
-    annotations = {entry["question_id"]: entry for entry in read_json(path, "annotations")} if annotated else {}
+    entries = read_json(path, "annotations") if annotated else []
+    annotations = {field(path, entry, "question_id", int): entry for entry in entries}
     records, lonely = [], 0
     for question in questions:
-        number, image = int(question["question_id"]), int(question["image_id"])
+        number, image = (field(source, question, key, int) for key in ("question_id", "image_id"))
         annotation = annotations.get(number)
         if annotated and annotation is None:
             lonely += 1
             continue
-        known = annotation or {}
-        said = known.get("answers")
+        said = field(path, annotation, "answers", list) if annotation else None
         records.append(
             VQARecord(
                 question_id=number,
                 image_id=image,
                 image=ImageFile(folder / images / f"COCO_{images}_{image:012d}.jpg"),
-                question=question["question"],
-                answers=tuple(answer["answer"] for answer in said) if said else None,
-                answer_type=known.get("answer_type"),
-                majority=known.get("multiple_choice_answer"),
+                question=field(source, question, "question", str),
+                answers=tuple(field(path, answer, "answer", str) for answer in said) if said else None,
+                answer_type=field(path, annotation, "answer_type", str) if annotation else None,
+                majority=field(path, annotation, "multiple_choice_answer", str) if annotation else None,
             )
         )
     if not records:
@@ -149,7 +151,16 @@ def _read_arrow(folder: Path, subset: str) -> tuple[VQARecord, ...]:
     table = open_arrow(path, _COLUMNS)
     columns = {name: table[name].to_pylist() for name in _COLUMNS if name != "image"}
     annotated = subset in ("train2014", "val2014")
-    records = []
+    try:
+        records = list(_arrow_records(path, table, columns, annotated))
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{path} is not as METER writes it ({error}).") from error
+    if not records:
+        raise ValueError(f"{path} holds no questions.")
+    return tuple(records)
+
+
+def _arrow_records(path: Path, table: Any, columns: Mapping[str, Any], annotated: bool) -> Iterator[VQARecord]:
     for row, image in enumerate(columns["image_id"]):
         for place, (number, question) in enumerate(
             zip(columns["question_id"][row], columns["questions"][row], strict=True)
@@ -158,12 +169,7 @@ def _read_arrow(folder: Path, subset: str) -> tuple[VQARecord, ...]:
             if annotated:
                 pairs = zip(columns["answers"][row][place], columns["answer_scores"][row][place], strict=True)
                 scores = tuple((answer, float(score)) for answer, score in pairs)
-            records.append(
-                VQARecord(int(number), int(image), ArrowImage(table, row, str(path)), question, scores=scores)
-            )
-    if not records:
-        raise ValueError(f"{path} holds no questions.")
-    return tuple(records)
+            yield VQARecord(int(number), int(image), ArrowImage(table, row, str(path)), question, scores=scores)
 
 
 @lru_cache(maxsize=2)
@@ -171,9 +177,12 @@ def _arrow_answers(folder: Path) -> tuple[str, ...]:
     names: dict[int, str] = {}
     for subset in ("train", "val"):
         table = open_arrow(folder / f"vqav2_{subset}.arrow", _COLUMNS)
-        for labels, answers in zip(table["answer_labels"].to_pylist(), table["answers"].to_pylist(), strict=True):
-            for one, other in zip(labels, answers, strict=True):
-                names.update(zip(one, other, strict=True))
+        try:
+            for labels, answers in zip(table["answer_labels"].to_pylist(), table["answers"].to_pylist(), strict=True):
+                for one, other in zip(labels, answers, strict=True):
+                    names.update(zip(one, other, strict=True))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{folder / f'vqav2_{subset}.arrow'} is not as METER writes it ({error}).") from error
     size = max(names, default=-1) + 1
     missing = next((label for label in range(size) if label not in names), None)
     if not size or missing is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from frozenllm.vqa.toy import write_encoders, write_flickr, write_vqa
+from frozenllm.vqa.toy import write_encoders, write_flickr, write_rooms, write_vqa
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,12 @@ def vqa_root(cache_home: Path) -> Path:
 def flickr_root(cache_home: Path) -> Path:
     """Toy captions in Flickr30k's files."""
     return write_flickr(cache_home / "flickr", train=24, val=6, test=8)
+
+
+@pytest.fixture(scope="session")
+def rooms_root(cache_home: Path) -> Path:
+    """Toy rooms in SQA3D's and ScanNet's files, and prepared."""
+    return write_rooms(cache_home / "rooms", train=8, val=4, test=2, per_room=24)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,7 @@ class Answerer:
         Raises:
             ValueError: The image cannot be read, the question is empty, or ``top`` is not positive.
         """
-        if top < 1:
-            raise ValueError(f"The number of answers must be positive, not {top}.")
-        inputs = self._inputs(open_image(image), question)
-        probabilities = self.model(**inputs)[0].float().sigmoid()
-        best = probabilities.topk(min(top, len(probabilities)))
-        names = self.model.answers.names
-        return [Answer(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        return top_answers(self.model(**self._inputs(open_image(image), question))[0], self.model.answers.names, top)
 
     @torch.inference_mode()
     def heat(self, image: Image.Image | str | os.PathLike[str], question: str, tap: str = "adapter_out") -> Tensor:
@@ -126,6 +121,25 @@ class Answerer:
             "attention_mask": mask[None, :length],
         }
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+
+def top_answers(logits: Tensor, names: Sequence[str], top: int) -> list[Answer]:
+    """The best answers, best first, of logits (answers,); at most as many as there are.
+
+    Raises:
+        ValueError: ``top`` is not positive.
+    """
+    if top < 1:
+        raise ValueError(f"The number of answers must be positive, not {top}.")
+    best = logits.float().sigmoid().topk(min(top, len(names)))
+    return [Answer(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+def print_answers(answers: Sequence[Answer]) -> None:
+    """A line for each answer: its text and its probability."""
+    width = max(len(answer.text) for answer in answers)
+    for answer in answers:
+        print(f"{answer.text.ljust(width)}  {100 * answer.probability:5.1f} %")
 
 
 def open_image(image: Image.Image | str | os.PathLike[str]) -> Image.Image:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from frozenllm.vqa.names import Names, names_in
 from frozenllm.vqa.normalize import normalize
 
 AnswerSource = int | Sequence[str] | Mapping[str, Any]
@@ -20,49 +21,12 @@ MIN_COUNT = 9  # occurrences that make an answer a class (METER, after earlier w
 _SCORES = (0.0, 0.3, 0.6, 0.9)  # of an answer that 0, 1, 2 or 3 annotators gave; 1 from 4 on (METER)
 
 
-class AnswerSpace(nn.Module):
-    """The answers in the order of the classes; a state dict holds them, and only fits a model with the same ones.
+class AnswerSpace(Names):
+    """The answers in the order of the classes; see `Names`."""
 
-    Args:
-        answers: The answers.
-
-    Raises:
-        ValueError: There is none, or one stands twice.
-    """
-
-    def __init__(self, answers: Sequence[str]) -> None:
-        super().__init__()
-        if not answers or len(set(answers)) != len(answers):
-            raise ValueError("An answer vocabulary holds at least one answer, and none twice.")
-        self.names = tuple(answers)
-        self.index = {answer: place for place, answer in enumerate(self.names)}
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def get_extra_state(self) -> Tensor:
-        """The answers as JSON in a ``uint8`` tensor, which every file format can hold."""
-        return torch.frombuffer(bytearray(json.dumps(self.names).encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Compare with the answers of a checkpoint.
-
-        Raises:
-            ValueError: They are others.
-        """
-        theirs = answers_in(state)
-        if theirs != self.names:
-            only = [answer for answer in theirs if answer not in self.index]
-            example = f", such as {only[0]!r}" if only else " in another order"
-            raise ValueError(
-                f"it was trained with another answer vocabulary ({len(theirs)} answers{example}; here {len(self)}): "
-                "name that run's checkpoint as data.answers.path to use its vocabulary"
-            )
-
-
-def answers_in(state: Tensor) -> tuple[str, ...]:
-    """The answers in a state that `AnswerSpace.get_extra_state` made."""
-    return tuple(json.loads(bytes(state.cpu().numpy().tobytes()).decode()))
+    what = "answer vocabulary"
+    single = "answer"
+    remedy = "name that run's checkpoint as data.answers.path to use its vocabulary"
 
 
 def soft_scores(answers: Iterable[str], *, normalized: bool = True) -> dict[str, float]:
@@ -102,12 +66,15 @@ def targets(scores: Mapping[str, float], index: Mapping[str, int]) -> Tensor:
     return result
 
 
-def find_answers(source: AnswerSource) -> tuple[str, ...]:
+def find_answers(
+    source: AnswerSource, answers_of: Callable[..., tuple[str, ...]] | None = None
+) -> tuple[str, ...]:
     """The vocabulary that a config describes.
 
     Args:
         source: A number (nameless answers, for checkpoints that come without their vocabulary), the answers, or
-            the arguments of `frozenllm.vqa.data.answers_of`; with a key ``path`` those in a file (`read_answers`).
+            the arguments of ``answers_of``; with a key ``path`` those in a file (`read_answers`).
+        answers_of: Reads a data set's; None for `frozenllm.vqa.data.answers_of`.
 
     Raises:
         ValueError: The data or the file cannot be read, or holds no such answers.
@@ -120,8 +87,8 @@ def find_answers(source: AnswerSource) -> tuple[str, ...]:
     path = settings.pop("path", None)
     if path is not None:
         return read_answers(path)
-    from frozenllm.vqa.data import answers_of
-
+    if answers_of is None:
+        from frozenllm.vqa.data import answers_of
     return answers_of(**settings)
 
 
@@ -148,4 +115,4 @@ def read_answers(path: str | Path) -> tuple[str, ...]:
     found = [tensor for name, tensor in state.items() if name.endswith("answers._extra_state")]
     if not found:
         raise ValueError(f"{path} holds no answer vocabulary: it is not a run of question answering.")
-    return answers_in(found[0])
+    return names_in(found[0])

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from frozenllm.vqa.answerer import TAPS, Answerer
+from frozenllm.vqa.answerer import TAPS, Answerer, print_answers
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,10 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         answerer = Answerer(args.checkpoint, args.device)
-        answers = answerer.ask(args.image, args.question, args.top)
-        width = max(len(answer.text) for answer in answers)
-        for answer in answers:
-            print(f"{answer.text.ljust(width)}  {100 * answer.probability:5.1f} %")
+        print_answers(answerer.ask(args.image, args.question, args.top))
         if args.activations:
             try:
                 answerer.picture(args.image, args.question, args.tap).save(args.activations)

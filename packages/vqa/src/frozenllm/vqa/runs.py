@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
 
-from frozenllm.core.training import read_run
-from frozenllm.vqa.answers import answers_in
+from frozenllm.core.training import SavedRun, read_run
+from frozenllm.vqa.names import names_in
 
 
 def load_run(checkpoint: str | os.PathLike[str]) -> tuple[nn.Module, DictConfig]:
     """The model of a run in eval mode, on the CPU, and the run's config.
 
-    The answer vocabulary comes from the checkpoint; encoders' sources are read for their configuration alone, and the
+    Vocabularies of answers and words come from the checkpoint; encoders' sources are read for their configuration alone, and the
     frozen block from where it was taken.
 
     Args:
@@ -23,13 +25,32 @@ def load_run(checkpoint: str | os.PathLike[str]) -> tuple[nn.Module, DictConfig]
     Raises:
         ValueError: The checkpoint cannot be read, or is not of this package.
     """
-    saved = read_run(checkpoint)
+    saved = ready(read_run(checkpoint))
+    return saved.build(), saved.cfg
+
+
+def ready(saved: SavedRun) -> SavedRun:
+    """A run that `frozenllm.core.training.read_run` read, so that it can be built without its data.
+
+    Raises:
+        ValueError: It is not of this package.
+    """
     cfg = saved.cfg
-    names = next((tensor for name, tensor in saved.state.items() if name.endswith("answers._extra_state")), None)
-    if "meter_" not in cfg.model.type or (cfg.model.type == "meter_vqa" and names is None):
-        raise ValueError(f"{saved.path} is not a run of this package: its model is of type {cfg.model.type}.")
-    if names is not None:
-        cfg.model.answers = list(answers_in(names))
-    cfg.model.pretrained = False
-    cfg.model.released = None
-    return saved.build(), cfg
+    kind = str(cfg.model.type)
+    known = {kept: names_in(state) for kept in ("answers", "words") if (state := _kept(saved.state, kept)) is not None}
+    if not (kind.startswith("meter_") or kind == "sqa3d") or ("answers" not in known and kind != "meter_retrieval"):
+        raise ValueError(f"{saved.path} is not a run of this package: its model is of type {kind}.")
+    for name, names in known.items():
+        cfg.model[name] = list(names)
+    if kind == "sqa3d":
+        own = {"pretrained": False} if cfg.model.text.kind == "transformer" else {"glove": None}
+        cfg.model.text = {**cfg.model.text, **own}
+    else:
+        cfg.model.pretrained = False
+        cfg.model.released = None
+    return saved
+
+
+def _kept(state: Mapping[str, Any], name: str) -> Any:
+    """The list of names that a checkpoint carries, as it was saved; None where it has none."""
+    return next((tensor for key, tensor in state.items() if key.endswith(f"{name}._extra_state")), None)

@@ -73,6 +73,10 @@ class CaptionDataset(TolerantDataset):
         inputs = {"pixel_values": image, "input_ids": torch.stack(ids), "attention_mask": torch.stack(masks)}
         return {"inputs": inputs, "targets": place}
 
+    def describe(self, index: int) -> str:
+        """The image."""
+        return self.images[self.pairs[index][0]].image.name
+
 
 class GalleryDataset(TolerantDataset):
     """Images, each of which meets all captions of the gallery: evaluation data for retrieval.
@@ -106,6 +110,10 @@ class GalleryDataset(TolerantDataset):
             BrokenSample: Its image cannot be read.
         """
         return self._sample(index, self.transform(self.images[index].image.open()), index)
+
+    def describe(self, index: int) -> str:
+        """The image."""
+        return self.images[index].image.name
 
     def placeholder(self, index: int) -> dict[str, Any]:
         """A black image with the target `UNREADABLE`."""

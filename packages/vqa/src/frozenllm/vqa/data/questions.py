@@ -85,6 +85,11 @@ class VQADataset(TolerantDataset):
         image = self.transform(record.image.open())
         return self._sample(record, image, targets(self.scores(record), self.index))
 
+    def describe(self, index: int) -> str:
+        """The question's number, and its image."""
+        record = self.records[index]
+        return f"question {record.question_id} on {record.image.name}"
+
     def placeholder(self, index: int) -> dict[str, Any]:
         """A black image, with targets that are all `UNREADABLE`."""
         image = torch.zeros(3, self.image_size, self.image_size)

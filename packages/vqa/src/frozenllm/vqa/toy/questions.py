@@ -7,8 +7,9 @@ better than one over their number.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +18,16 @@ from frozenllm.vqa.toy.scenes import COLORS, COLUMNS, ROWS, SHAPES, Scene, Thing
 CORNERS = {"top left": (0, 0), "top right": (0, 2), "bottom left": (2, 0), "bottom right": (2, 2), "center": (1, 1)}
 MAX_COUNT = 3
 ANSWER_TYPES = {"is": "yes/no", "how": "number", "what": "other"}
+
+
+class Asked(Protocol):
+    """A question with its answer."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -83,20 +94,36 @@ def balanced(scenes: Sequence[Scene], per_scene: int, generator: np.random.Gener
     for index, scene in enumerate(scenes):
         for text, answer in candidates(scene):
             pools[text][answer].append(index)
-    share = per_scene * len(scenes) // len(pools)  # of every wording, so that rare ones count as much
+    chosen = [Question(*picked) for picked in draw_evenly(pools, per_scene * len(scenes), generator)]
+    return sorted(chosen, key=lambda question: question.scene)
+
+
+def draw_evenly(
+    pools: Mapping[str, Mapping[str, Sequence[int]]], number: int, generator: np.random.Generator
+) -> list[tuple[int, str, str]]:
+    """Questions from a pool, every wording equally often with each of its answers.
+
+    Args:
+        pools: Wording -> answer -> places where that is the answer. Wordings with one answer are left out.
+        number: Of questions; all wordings, the rare ones too, get the same share. Fewer where there are not as many.
+        generator: Draws the places.
+
+    Returns:
+        (place, wording, answer).
+    """
+    share = number // len(pools)
     chosen = []
     for text, answers in sorted(pools.items()):
         if len(answers) == 1:
             continue
         each = min(max(share // len(answers), 1), *(len(found) for found in answers.values()))
         for answer, found in sorted(answers.items()):
-            picked = generator.permutation(found)[:each]
-            chosen += [Question(int(index), text, answer) for index in picked]
-    return sorted(chosen, key=lambda question: question.scene)
+            chosen += [(int(index), text, answer) for index in generator.permutation(found)[:each]]
+    return chosen
 
 
-def prior(questions: Sequence[Question]) -> float:
-    """Accuracy, in per cent, of the best answer to every wording without a look at the image."""
+def prior(questions: Sequence[Asked]) -> float:
+    """Accuracy, in per cent, of the best answer to every wording without a look at the image or scene."""
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for question in questions:
         counts[question.text][question.answer] += 1

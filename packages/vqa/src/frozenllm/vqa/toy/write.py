@@ -14,6 +14,7 @@ from frozenllm.core.toy_folder import write_once
 from frozenllm.vqa.toy.encoders import write_image_encoder, write_text_encoder
 from frozenllm.vqa.toy.questions import Question, balanced, captions
 from frozenllm.vqa.toy.scenes import Scene, draw, random_scene
+from frozenllm.vqa.toy.truth import write_truth
 
 CAPTIONS = 5  # of an image, as in Flickr30k
 CAPTIONED = 3  # most objects of a scene with captions, which name them all
@@ -30,7 +31,7 @@ def write_vqa(
     per_scene: int = 4,
     seed: int = 0,
 ) -> Path:
-    """Toy scenes and questions in VQAv2's files.
+    """Toy scenes and questions in VQAv2's files, and beside them `frozenllm.vqa.toy.truth.TRUTH`.
 
     Args:
         root: The folder; None for one in the user's cache.
@@ -46,7 +47,7 @@ def write_vqa(
     Raises:
         ValueError: The folder holds something else.
     """
-    manifest = {"data": "toy vqa", "format": 1, "train": train, "val": val, "test": test}
+    manifest = {"data": "toy vqa", "format": 2, "train": train, "val": val, "test": test}
     manifest |= {"per_scene": per_scene, "seed": seed}
     return write_once(root, "vqa", manifest, lambda folder: _write_vqa(folder, manifest))
 
@@ -108,6 +109,7 @@ def _scenes(number: int, generator: np.random.Generator, taken: set[Scene], most
 def _write_vqa(folder: Path, manifest: dict[str, Any]) -> None:
     generator = np.random.default_rng(manifest["seed"])
     taken: set[Scene] = set()
+    known: list[tuple[int, Scene, str]] = []
     first = 1
     parts = (("train", "train2014", "train2014"), ("val", "val2014", "val2014"), ("test", "test2015", "test-dev2015"))
     for part, images, subset in parts:
@@ -119,11 +121,13 @@ def _write_vqa(folder: Path, manifest: dict[str, Any]) -> None:
             draw(scene, generator).save(folder / images / f"COCO_{images}_{image_id:012d}.jpg", **_JPEG)
         questions = balanced(scenes, manifest["per_scene"], generator)
         asked = _numbered(questions, ids)
+        known += [(number, scenes[question.scene], question.text) for number, _, question in asked]
         entries = [{"image_id": image, "question": q.text, "question_id": number} for number, image, q in asked]
         _dump(folder / f"v2_OpenEnded_mscoco_{subset}_questions.json", subset, {"questions": entries})
         if part != "test":
             annotations = [_annotation(number, image, q, generator) for number, image, q in asked]
             _dump(folder / f"v2_mscoco_{subset}_annotations.json", subset, {"annotations": annotations})
+    write_truth(folder, known)
 
 
 def _numbered(questions: Sequence[Question], ids: Sequence[int]) -> list[tuple[int, int, Question]]:

@@ -100,9 +100,9 @@ DATASETS.register_module("Points", module=Points)
 TRANSFORMS.register_module("Mix", module=Mix)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    run_cli(CONFIG, sys.argv[1:])
+    run_cli(CONFIG, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

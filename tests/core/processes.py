@@ -13,6 +13,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+PRELOADED = [
+    "frozenllm.core.training.run",
+    "timm",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.roberta.modeling_roberta",
+    "transformers.models.videomae.modeling_videomae",
+]
 
 
 def call(argv: list[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -22,8 +31,7 @@ def call(argv: list[str], cwd: Path, **variables: str) -> subprocess.CompletedPr
     as one of its own. See `torchrun` for several processes.
     """
     assert argv[0] == sys.executable
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["frozenllm.core.training.run", "timm"])
+    context = fork_server()
     with tempfile.TemporaryDirectory() as folder:
         printed = [Path(folder, name) for name in ("out", "err")]
         process = context.Process(target=_child, args=(argv[1:], cwd, {**os.environ, **variables}, *printed))
@@ -34,6 +42,13 @@ def call(argv: list[str], cwd: Path, **variables: str) -> subprocess.CompletedPr
             raise TimeoutError(f"{argv} takes longer than 300 s.")
         texts = [path.read_text() if path.exists() else "" for path in printed]
     return subprocess.CompletedProcess(argv, process.exitcode, *texts)
+
+
+def fork_server() -> Any:
+    """The context of processes that are forked from the server; also for what starts its own (`core.testing`)."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)  # counts until the server starts
+    return context
 
 
 def torchrun(processes: int, module: str, *arguments: str) -> list[str]:

@@ -137,7 +137,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         files.write_checkpoint({"format": files.FORMAT, "x": torch.arange(9)}, path)
-    assert files.read_checkpoint(path)["x"].tolist() == [0, 1, 2]
+    assert read(path)["x"].tolist() == [0, 1, 2]
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 

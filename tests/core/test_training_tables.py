@@ -15,7 +15,8 @@ from processes import call
 from tinydomain.helpers import command
 
 from frozenllm.core.training import tables
-from frozenllm.core.training.table_plots import _axis, _common, _losses
+from frozenllm.core.training.journal import by_epoch
+from frozenllm.core.training.table_plots import _axis, _common
 
 
 def write_run(folder: Path, value: float | None, best: float | None = None, **changes: Any) -> None:
@@ -148,7 +149,7 @@ def test_losses_by_epoch(tmp_path: Path) -> None:
         {"kind": "val", "epoch": 1, "iter": 2, "cross_entropy/mean": 2.5},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert _losses(tmp_path) == ({1: 2.0}, {1: 2.5})
+    assert by_epoch(tmp_path / "metrics.jsonl", "cross_entropy/mean") == ({1: 2.0}, {1: 2.5})
 
 
 def test_a_named_sweep_ends_with_its_table(tmp_path: Path) -> None:

@@ -126,8 +126,8 @@ def test_the_command_line_names_the_broken_sample(
         )
     torch.set_num_threads(threads)
     assert exit_info.value.code == 1
-    expected = "error: sample.bin is empty; repair or remove it, or set on_error to skip."
-    assert capfd.readouterr().err.strip() == expected
+    expected = "sample.bin is empty; repair or remove it, or set on_error to skip."
+    assert capfd.readouterr().err.strip() == f"error: Sample 26 of the training data: {expected}"
 
 
 TEST_SET = "data.test={type: Points, size: 40, seed: 5}"

@@ -15,11 +15,15 @@ MANIFEST = "toy.json"
 """File in the folder that says what was written, and with which settings."""
 
 
+def toy_root() -> Path:
+    """The folder of all toy data: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "frozenllm" / "toy"
+
+
 def default_root(name: str, manifest: Mapping[str, Any]) -> Path:
-    """Where toy data goes when no folder is named: below ``$XDG_CACHE_HOME`` or ``~/.cache``, by manifest."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where toy data goes when no folder is named: a folder of `toy_root`, by manifest."""
     digest = hashlib.sha256(json.dumps(dict(manifest), sort_keys=True).encode()).hexdigest()
-    return cache / "frozenllm" / "toy" / f"{name}-{digest[:8]}"
+    return toy_root() / f"{name}-{digest[:8]}"
 
 
 def write_once(

@@ -1,11 +1,16 @@
-"""Random batches of the form that motion models read: for tests and benchmarks."""
+"""Random batches of the form that motion models read, and the hosts of this package at tiny widths: for tests and
+benchmarks."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from frozenllm.core.testing import TINY_LLM, Host, Recipe
 from frozenllm.motion.scene import AGENT_FEATURES, AGENT_TYPES, LANE_ATTRIBUTES, LANE_FEATURES
+from frozenllm.motion.train import build_mmtransformer, build_vectornet
 
 
 def random_inputs(
@@ -56,3 +61,47 @@ def random_inputs(
         "lanes_valid": lanes_valid,
         "lane_attributes": attributes.masked_fill(~lanes_valid.any(dim=-1, keepdim=True), 0.0),
     }
+
+
+def noise_in_padding(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same inputs with other values wherever nothing is valid."""
+    draw = torch.Generator().manual_seed(9)
+    noise = {name: 100 * torch.randn(x.shape, generator=draw) for name, x in inputs.items() if x.is_floating_point()}
+    lane = inputs["lanes_valid"].any(dim=-1, keepdim=True)
+    agent = inputs["agents_valid"].any(dim=-1)
+    return {
+        **inputs,
+        "agents": torch.where(inputs["agents_valid"][..., None], inputs["agents"], noise["agents"]),
+        "lanes": torch.where(inputs["lanes_valid"][..., None], inputs["lanes"], noise["lanes"]),
+        "lane_attributes": torch.where(lane, inputs["lane_attributes"], noise["lane_attributes"]),
+        "agent_type": torch.where(agent, inputs["agent_type"], 3),
+    }
+
+
+_ORDER = ("agents", "agents_valid", "agent_type", "lanes", "lanes_valid", "lane_attributes")
+_SIZES: dict[Any, dict[str, Any]] = {
+    build_vectornet: {"dim": 24, "width": 16, "hidden": 16},
+    build_mmtransformer: {"dim": 16, "hidden": 24, "width": 8, "layers": 1, "position_dim": 8},
+}
+
+
+def _host(builder: Any, insert: str, compiled: bool = False, **options: Any) -> Host:
+    inputs = random_inputs(3, 4, 5, history=6, points=4)
+    padded = noise_in_padding(inputs)
+    sizes = {"horizon": 12, "modes": 3, "llm": TINY_LLM, "insert": insert, **_SIZES[builder]}
+    return Host(
+        build=Recipe(builder, {**sizes, **options}),
+        inputs=tuple(inputs[name] for name in _ORDER),
+        padded=tuple(padded[name] for name in _ORDER),
+        compiled=compiled,
+    )
+
+
+HOSTS = {
+    "vectornet before": _host(build_vectornet, "before_decoder", compiled=True),
+    "vectornet after": _host(build_vectornet, "after_subgraph"),
+    "vectornet scales": _host(build_vectornet, "before_decoder", scales=True, modes=1),
+    "vectornet two blocks": _host(build_vectornet, "before_decoder", llm={**TINY_LLM, "layers": [0, 1]}),
+    "mmtransformer before": _host(build_mmtransformer, "before_decoder", compiled=True),
+    "mmtransformer after": _host(build_mmtransformer, "after_subgraph"),
+}

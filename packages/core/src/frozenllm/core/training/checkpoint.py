@@ -41,15 +41,20 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     try:
         with open(temporary, "wb") as file:
             torch.save(dict(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        place(temporary, path)
     except RuntimeError as error:
         if isinstance(error.__context__, OSError):  # torch's writer stumbles over what the failed write left
             raise error.__context__ from None
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def place(temporary: Path, path: Path) -> None:
+    """Rename a file that is written, once it is on the disk."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
     _sync_folder(path.parent)
 
 
@@ -106,6 +111,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged or cut short.") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise ValueError(f"{path} is no checkpoint of frozenllm's training engine (format {FORMAT}).")
+    if not all(isinstance(checkpoint.get(key), dict) for key in ("meta", "state_dict")):
+        raise ValueError(f"{path} lacks its weights or what they are: it is damaged.")
     return checkpoint
 
 

@@ -15,6 +15,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 VERSION_BASE = "1.3"
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
 
+# Hydra's launchers that this project's build on, and the extras that bring them.
+_LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+
 
 def compose_config(package: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Compose ``config.yaml`` of a config package, as the command line does.
@@ -78,6 +81,8 @@ def one_sentence(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if extra := _LAUNCHERS.get(option) if group == "hydra/launcher" else None:
+            return f"This launcher needs the extra [{extra}]: pip install 'frozenllm-core[{extra}]'."
         choices = sorted(name for name in error.options or () if not name.startswith("_"))
         if choices:
             return f"There is no {group}={option}; choose one of: {', '.join(choices)}."

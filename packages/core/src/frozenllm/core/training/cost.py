@@ -5,28 +5,16 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from frozenllm.core.flops import count_flops
 from frozenllm.core.layer import FrozenLLMLayer
 
 _TIMED = 7  # predictions, of which the median counts
-
-
-def count_flops(function: Callable[[], Any]) -> int:
-    """Floating point operations of a call: two for a multiplication and addition; matrix products and convolutions.
-
-    Args:
-        function: Runs the computation, on any device; what is compiled is not seen.
-    """
-    counter = FlopCounterMode(display=False, custom_mapping=_MORE)
-    with counter:
-        function()
-    return counter.get_total_flops()
 
 
 def prediction_cost(model: nn.Module, inputs: Any) -> dict[str, float]:
@@ -90,11 +78,3 @@ def _dense(model: nn.Module) -> Iterator[bool]:
     finally:
         for layer, exact in zip(layers, chosen, strict=True):
             layer.exact = exact
-
-
-def _attention_on_cpu(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-# torch's table has no formula for the CPU's fused attention.
-_MORE = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu}

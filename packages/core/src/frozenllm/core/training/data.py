@@ -1,59 +1,21 @@
-"""Data sets and samplers whose random choices depend on (seed, epoch, sample) alone.
+"""The order of samples, which depends on (seed, epoch) alone.
 
 Persistent workers keep their generators across epochs, and a resumed run starts new workers; neither matters when every
-sample is drawn under its own seed. The epoch travels to the workers inside the index.
+sample is drawn under its own seed (`SeededDataset`). The epoch travels to the workers inside the index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
-from typing import Any
+from collections.abc import Iterator, Sized
 
 import torch
 from mmengine.dist import get_dist_info
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
-from frozenllm.core.training.registry import DATA_SAMPLERS, DATASETS
-from frozenllm.core.training.seeding import derive_seed, seed_host
-
-SampleKey = tuple[int, int, int]
-"""(epoch, index, repeat): what the sampler yields and the data set receives."""
-
-
-@DATASETS.register_module()
-class SeededDataset(Dataset):
-    """A data set whose items are read under a seed of their own.
-
-    Args:
-        dataset: A map-style data set, or its config.
-        seed: The run's seed.
-        role: ``"train"`` or ``"val"``; keeps their random numbers apart.
-    """
-
-    def __init__(self, dataset: Dataset | Mapping[str, Any], seed: int, role: str) -> None:
-        self.dataset = DATASETS.build(dict(dataset)) if isinstance(dataset, Mapping) else dataset
-        self.seed = seed
-        self.role = role
-        if not len(self.dataset):  # type: ignore[arg-type]
-            raise ValueError(f"The data set for {role} is empty: {dataset}.")
-
-    @property
-    def metainfo(self) -> dict[str, Any]:
-        """mmengine's description of the data set; empty where the data set has none."""
-        return getattr(self.dataset, "metainfo", {})
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """The sample as a dict with ``inputs`` and ``targets``, whatever form the data set gives."""
-        epoch, index, repeat = key
-        seed_host(derive_seed(self.seed, self.role, epoch, index, repeat))
-        sample = self.dataset[index]
-        if isinstance(sample, Mapping):
-            return dict(sample)
-        inputs, targets = sample
-        return {"inputs": inputs, "targets": targets}
+from frozenllm.core.training.reading import SampleKey
+from frozenllm.core.training.reading import SeededDataset as SeededDataset
+from frozenllm.core.training.registry import DATA_SAMPLERS
+from frozenllm.core.training.seeding import derive_seed
 
 
 @DATA_SAMPLERS.register_module()
@@ -118,11 +80,21 @@ class EpochSampler(Sampler[SampleKey]):
         return self.num_samples
 
     def __iter__(self) -> Iterator[SampleKey]:
+        yield from self.keys(self.epoch, self.start)
+
+    def keys(self, epoch: int, start: int = 0, count: int | None = None) -> Iterator[SampleKey]:
+        """Samples of this process in an epoch.
+
+        Args:
+            epoch: The epoch.
+            start: Samples that are left out at the front.
+            count: How many then; None for all.
+        """
         if self.shuffle:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
             order = torch.randperm(self.size, generator=generator)
         else:
             order = torch.arange(self.size)
-        for place in range(self.start, self.num_samples):
+        for place in range(start, self.num_samples if count is None else min(start + count, self.num_samples)):
             at = place * self.world_size + self.rank
-            yield self.epoch, int(order[at // self.repeats % self.size]), at % self.repeats
+            yield epoch, int(order[at // self.repeats % self.size]), at % self.repeats

@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import datetime
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
@@ -15,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from frozenllm.core.block import ignore_blocks_in_ddp
 
+_Result = TypeVar("_Result")
 STRATEGIES = ("auto", "none", "ddp", "fsdp")
 
 
@@ -81,10 +83,19 @@ def is_main() -> bool:
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
-def barrier() -> None:
-    """Wait for all processes."""
+def on_main(action: Callable[[], _Result]) -> _Result:
+    """Do something in the process that writes files; the others wait, and get its result or its `ValueError`."""
+    outcome: list[Any] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = action()
+        except ValueError as error:
+            outcome[1] = error
     if distributed.is_initialized():
-        distributed.barrier()
+        distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -135,11 +146,16 @@ def wrap(task: nn.Module, strategy: str, device: torch.device, **options: Any) -
 
 
 def _units(module: nn.Module) -> list[nn.Module]:
-    """What is gathered and freed together: the members of the model's lists of layers, not what is inside them."""
+    """What is gathered and freed together: the members of the model's lists of layers, not what is inside them.
+
+    A single convolution or norm is no unit: a unit's weights are there only while it is called, and hosts may use
+    those of the parts of a small `nn.Sequential` without calling them.
+    """
     units: list[nn.Module] = []
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.Sequential) and len(child) > 1:
-            units += [layer for layer in child if any(p.requires_grad for p in layer.parameters())]
+            layers = [layer for layer in child if next(layer.children(), None) is not None]
+            units += [layer for layer in layers if any(p.requires_grad for p in layer.parameters())]
         else:
             units += _units(child)
     return units

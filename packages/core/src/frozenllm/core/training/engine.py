@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from mmengine.runner import Runner
 from torch import nn
 
 from frozenllm.core.training import checkpoint as files
-from frozenllm.core.training.distributed import average_buffers, bare, is_main, wrap
+from frozenllm.core.training.distributed import average_buffers, bare, on_main, wrap
+from frozenllm.core.training.faults import writing
+from frozenllm.core.training.finite import check_weights
 from frozenllm.core.training.registry import RUNNERS
+from frozenllm.core.training.sync_bn import synchronize_batch_norm
 
 
 @RUNNERS.register_module()
@@ -56,7 +60,9 @@ class Engine(Runner):
         for handler in logger.handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%m-%d %H:%M:%S"))
             handler.addFilter(_quiet)
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            if isinstance(handler, logging.FileHandler):
+                handler.handleError = _log_refused(Path(handler.baseFilename))  # type: ignore[method-assign]
+            elif isinstance(handler, logging.StreamHandler):
                 handler.setStream(sys.stdout)
                 if not self.options["console"]:
                     handler.setLevel(logging.WARNING)
@@ -67,7 +73,7 @@ class Engine(Runner):
         device = torch.device(self.options["device"])
         model = model.to(device)
         if self.options["sync_bn"] and self.distributed:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = synchronize_batch_norm(model, device)
         if self.options["compile"]:
             compile_options = self.options["compile"]
             module = model.get_submodule("model")
@@ -91,6 +97,10 @@ class Engine(Runner):
             epoch: Epochs that are complete.
             iteration: Iterations that are complete.
             extra: Plain values or tensors to add.
+
+        Raises:
+            CannotWrite: The system refuses; the file that was there before is untouched.
+            NotFinite: A weight is infinite or no number.
         """
         average_buffers(self.bare_model)  # the file has one process's buffers, and resuming gives them to all
         meta = {"epoch": epoch, "iter": iteration, "seed": self.seed, **self._identity()}
@@ -103,7 +113,11 @@ class Engine(Runner):
             **extra,
         }
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
-        if is_main():
+        on_main(lambda: self._write(checkpoint, path))
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+        check_weights(checkpoint)
+        with writing(path):
             files.write_checkpoint(checkpoint, path)
 
     def load_or_resume(self) -> None:
@@ -158,6 +172,18 @@ class Engine(Runner):
         checkpoint = files.read_checkpoint(filename)
         files.load_model_state(self.bare_model, checkpoint["state_dict"], filename, self.sharded)
         return checkpoint
+
+
+def _log_refused(path: Path) -> Callable[[logging.LogRecord], None]:
+    """What to do when the log cannot be written; `logging` would print a traceback and go on."""
+
+    def raise_it(record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        assert error is not None  # it is called while one is handled
+        with writing(path):
+            raise error
+
+    return raise_it
 
 
 def _quiet(record: logging.LogRecord) -> bool:

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import distributed
 
+from frozenllm.core.environment import environment
 from frozenllm.core.training import checkpoint as files
-from frozenllm.core.training.distributed import is_main
-from frozenllm.core.training.environment import environment
+from frozenllm.core.training.distributed import on_main
+from frozenllm.core.training.faults import remove_halves
 from frozenllm.core.training.journal import HISTORY
+from frozenllm.core.training.lock import hold, let_go
 
 CONFIG = "config.yaml"
 _OWN_FILES = (CONFIG, "environment.json", "evaluation.jsonl", "metrics.jsonl", "summary.json", "train.log")
-_OWN_FOLDERS = ("checkpoints", "plots", "tensorboard", "wandb")
+_OWN_FOLDERS = ("checkpoints", "plots", "study", "tensorboard", "wandb")
 _MAY_CHANGE = ("resume", "overwrite", "eval_only", "checkpoint", "split", "runs", "imports", "runtime.stop_after")
 
 
@@ -28,7 +29,7 @@ def run_folder(cfg: DictConfig) -> Path:
 
 
 def prepare(folder: Path, cfg: DictConfig) -> Path | None:
-    """Make a run folder ready for training; called by all processes.
+    """Make a run folder ready for training, and lock it (`lock.let_go` unlocks it); called by all processes.
 
     Args:
         folder: See `run_folder`.
@@ -38,19 +39,10 @@ def prepare(folder: Path, cfg: DictConfig) -> Path | None:
         The checkpoint to resume from, or None.
 
     Raises:
-        ValueError: The folder cannot be written, or holds a run and neither ``resume`` nor ``overwrite`` is set.
+        ValueError: The folder cannot be written, is in use by another run, or holds a run and neither ``resume`` nor
+            ``overwrite`` is set.
     """
-    outcome: list[Any] = [None, None]
-    if is_main():
-        try:
-            outcome[0] = _prepare(folder, cfg)
-        except ValueError as error:
-            outcome[1] = str(error)
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise ValueError(outcome[1])
-    return outcome[0]
+    return on_main(lambda: _prepare(folder, cfg))
 
 
 def _prepare(folder: Path, cfg: DictConfig) -> Path | None:
@@ -62,20 +54,39 @@ def _prepare(folder: Path, cfg: DictConfig) -> Path | None:
         raise ValueError(
             f"{folder} holds a run already: continue it with resume=true, or replace it with overwrite=true."
         )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        hold(folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        return _start(folder, cfg, there)
+    except OSError as error:
+        let_go(folder)
+        raise _unwritable(folder, error) from error
+    except BaseException:
+        let_go(folder)
+        raise
+
+
+def _unwritable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"The run folder {folder} cannot be written ({error.strerror or error}): choose another with runs=..."
+    )
+
+
+def _start(folder: Path, cfg: DictConfig, there: bool) -> Path | None:
     if there and cfg.overwrite:
         clear(folder)
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        numbered = files.checkpoints(folder / "checkpoints")
-        newest = numbered[-1] if numbered else None
-        if cfg.resume and newest is not None:
-            _report_changes(folder / CONFIG, cfg)
-        write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))
-        write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
-    except OSError as error:
-        raise ValueError(
-            f"The run folder {folder} cannot be written ({error.strerror}): choose another with runs=..."
-        ) from error
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    for place in (folder, folder / "checkpoints"):
+        remove_halves(place)
+    numbered = files.checkpoints(folder / "checkpoints")
+    newest = numbered[-1] if numbered else None
+    if cfg.resume and newest is not None:
+        _report_changes(folder / CONFIG, cfg)
+    write_text(folder / CONFIG, OmegaConf.to_yaml(cfg))
+    write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
     if cfg.resume and newest is None:
         print(f"There is nothing to resume in {folder} yet: the run starts from its beginning.")
     return newest if cfg.resume else None
@@ -92,8 +103,11 @@ def clear(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a small file in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _report_changes(path: Path, cfg: DictConfig) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import statistics
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mmengine.hooks import Hook
 from torch import Tensor, distributed
 
 from frozenllm.core.training.distributed import is_main
+from frozenllm.core.training.faults import writing
 from frozenllm.core.training.plots import plot_history
 from frozenllm.core.training.registry import HOOKS
 
@@ -60,7 +61,8 @@ class Journal(Hook):
     def before_train(self, runner: Any) -> None:
         """Forget lines that a killed run wrote after its last checkpoint."""
         if is_main():
-            rewind_history(runner.folder / HISTORY, runner.iter)
+            with writing(runner.folder / HISTORY):
+                rewind_history(runner.folder / HISTORY, runner.iter)
 
     def before_train_epoch(self, runner: Any) -> None:
         """Start the clock: validation and saving do not count as steps."""
@@ -171,14 +173,15 @@ class Journal(Hook):
     def _write(self, runner: Any, line: dict[str, Any]) -> None:
         if not is_main():
             return
-        with open(runner.folder / HISTORY, "a") as file:
+        with writing(runner.folder / HISTORY), open(runner.folder / HISTORY, "a") as file:
             file.write(json.dumps(line) + "\n")
         numbers = {f"{line['kind']}/{k}": v for k, v in line.items() if isinstance(v, float)}
         runner.visualizer.add_scalars(numbers, step=line["iter"])
 
     def _plot(self, runner: Any, final: bool) -> None:
         if self.plots and is_main() and (final or time.perf_counter() - self._plotted > self.plot_every_seconds):
-            plot_history(runner.folder / HISTORY, runner.folder / "plots")
+            with writing(runner.folder / "plots"):
+                plot_history(runner.folder / HISTORY, runner.folder / "plots")
             self._plotted = time.perf_counter()
 
 
@@ -203,11 +206,31 @@ def read_history(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
+def by_epoch(path: Path, metric: str) -> tuple[dict[int, float], dict[int, float]]:
+    """Mean training loss of every epoch, and a metric of its validation.
+
+    Args:
+        path: A ``metrics.jsonl``.
+        metric: Its name there.
+
+    Returns:
+        Both by epoch, counted from 1; empty where the file has none.
+    """
+    training: dict[int, list[float]] = defaultdict(list)
+    validation: dict[int, float] = {}
+    for line in read_history(path):
+        if line["kind"] == "train" and "loss" in line:
+            training[line["epoch"]].append(line["loss"])
+        elif line["kind"] == "val" and metric in line:
+            validation[line["epoch"]] = line[metric]
+    return {epoch: statistics.mean(losses) for epoch, losses in training.items()}, validation
+
+
 def rewind_history(path: Path, iteration: int) -> None:
-    """Keep the lines up to an iteration; the file is replaced in one step."""
+    """Keep the lines up to an iteration, but for those of tests, which come after it; replaced in one step."""
     if not path.exists():
         return
-    kept = [line for line in read_history(path) if line["iter"] <= iteration]
-    temporary = path.with_name(f".{path.name}.tmp")
+    kept = [line for line in read_history(path) if line["iter"] <= iteration and line["kind"] != "test"]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     os.replace(temporary, path)

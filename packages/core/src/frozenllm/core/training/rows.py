@@ -18,6 +18,8 @@ from frozenllm.core.training.run import SUMMARY
 
 _SEED = "runtime.seed"
 HOST = "host alone"
+FoundRun = tuple[str, Path, dict[str, Any]]
+"""The folder that was searched, the run's folder, its config."""
 _BETWEEN = "\n"  # overrides in a row's name before it is shortened
 _SAY_NOTHING = ("name", "runs", "recipe", _SEED, "resume", "overwrite", "llm.name", "imports", "sweep")
 
@@ -96,21 +98,38 @@ def collect(folders: Sequence[Path], host: Path | None = None, metric: str | Non
     Raises:
         ValueError: A folder holds no run, or none has the metric.
     """
-    found: list[tuple[str, Path, dict[str, Any]]] = []
+    found: list[FoundRun] = []
     for folder in ([host] if host else []) + [f for f in folders if f != host]:
         runs = [path.parent for path in folder.rglob(CONFIG) if path.is_file()]
         if not runs:
             raise ValueError(f"{folder} holds no run: give the folder of a run or of a sweep.")
-        found += [(str(folder), run, _config(run)) for run in runs]
-    found.sort(key=lambda entry: (entry[0] != str(host), _natural(entry[0]), _natural(str(entry[1]))))
+        found += [(str(folder), run, read_config(run)) for run in runs]
+    return arrange(found, str(host) if host else None, metric)
+
+
+def arrange(found: Sequence[FoundRun], host: str | None = None, metric: str | None = None) -> list[Row]:
+    """Rows of runs that are known already.
+
+    Args:
+        found: Runs with the folder that each was found in, which it is named within.
+        host: The folder of the host alone; see `collect`.
+        metric: See `collect`.
+
+    Returns:
+        See `collect`.
+
+    Raises:
+        ValueError: No run has the metric.
+    """
+    found = sorted(found, key=lambda entry: (entry[0] != host, natural(entry[0]), natural(str(entry[1]))))
     metric = metric or next((config["best"] for _, _, config in found if config.get("best")), None)
     if metric is None:
         raise ValueError("No run names a best metric: give one with --metric.")
     rows: dict[tuple[str, str], Row] = {}
     arms: dict[tuple[str, str], Mapping[str, Any]] = {}
     for group, run, config in found:
-        key = group, HOST if group == str(host) else _label(run, Path(group), config)
-        arms.setdefault(key, _flat(config))
+        key = group, HOST if group == host else _label(run, Path(group), config)
+        arms.setdefault(key, flat_config(config))
         _add(rows.setdefault(key, Row(key[1], group, metric)), run, metric)
     if not any(row.values for row in rows.values()):
         raise ValueError(f"No run has a value of {metric}: none was validated, or it is another one (--metric).")
@@ -169,7 +188,8 @@ def _relate(rows: Sequence[Row]) -> None:
             row.relative_step = row.step_seconds / host.step_seconds
 
 
-def _config(run: Path) -> dict[str, Any]:
+def read_config(run: Path) -> dict[str, Any]:
+    """A run's resolved config, as plain values."""
     config = OmegaConf.to_container(OmegaConf.load(run / CONFIG))
     assert isinstance(config, dict)
     return config  # type: ignore[return-value]
@@ -183,12 +203,12 @@ def _label(run: Path, folder: Path, config: Mapping[str, Any]) -> str:
     return re.sub(r"/?seed\d+$", "", name) or folder.name
 
 
-def _natural(text: str) -> list[Any]:
+def natural(text: str) -> list[Any]:
     """Sorting key that puts layer 7 before layer 15."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat_config(value: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted key -> plain value or JSON, of what may tell two arms apart."""
     if not isinstance(value, dict):
         return {prefix: json.dumps(value) if isinstance(value, list) else value}
@@ -196,5 +216,5 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, entry in value.items():
         dotted = f"{prefix}.{key}" if prefix else str(key)
         if dotted not in _SAY_NOTHING:
-            flat |= _flat(entry, dotted)
+            flat |= flat_config(entry, dotted)
     return flat

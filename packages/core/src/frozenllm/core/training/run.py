@@ -14,13 +14,15 @@ from omegaconf import DictConfig
 from torch import distributed
 
 from frozenllm.core.block import llm_blocks
-from frozenllm.core.training import data, ema, guard, loop, metrics, optim, schedule, task  # noqa: F401 (they register)
+from frozenllm.core.training import data, ema, finite, guard, loop, metrics, optim, schedule, task  # noqa: F401 (they register)
 from frozenllm.core.training.composition import resolve
 from frozenllm.core.training.cost import first_sample, prediction_cost
 from frozenllm.core.training.distributed import is_main, join, pick_device
 from frozenllm.core.training.engine import Engine
+from frozenllm.core.training.faults import RunStopped, explained
 from frozenllm.core.training.folder import prepare, run_folder, write_text
 from frozenllm.core.training.journal import Journal
+from frozenllm.core.training.lock import let_go
 from frozenllm.core.training.saving import Saver
 from frozenllm.core.training.settings import engine_settings, import_registrations
 from frozenllm.core.training.task import AUTOCAST
@@ -78,9 +80,9 @@ def train(cfg: DictConfig) -> RunResult:
 
     Raises:
         ValueError: The config, the data or a file does not fit.
+        RunStopped: A disk, a worker, a sample or the loss failed on the way; the last checkpoint can be resumed from.
         FrozenBlockChanged: A frozen block was written to.
     """
-    start = time.perf_counter()
     cfg = resolve(cfg)
     if cfg.eval_only:
         raise ValueError("eval_only=true is for evaluate(), not for train().")
@@ -88,6 +90,16 @@ def train(cfg: DictConfig) -> RunResult:
     device, strategy, world = _processes(cfg)
     folder = run_folder(cfg)
     resume_from = prepare(folder, cfg)
+    try:
+        return _train(cfg, folder, resume_from, device, strategy, world)
+    finally:
+        let_go(folder)
+
+
+def _train(
+    cfg: DictConfig, folder: Path, resume_from: Path | None, device: torch.device, strategy: str, world: int
+) -> RunResult:
+    start = time.perf_counter()
     settings = engine_settings(
         cfg,
         str(folder),
@@ -103,8 +115,9 @@ def train(cfg: DictConfig) -> RunResult:
         f"{folder}: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen parameters, on {device}"
         + (f" x {world} ({strategy})" if world > 1 else "")
     )
-    engine.train()
-    tested = _test(engine, cfg) if cfg.data.test and engine.train_loop.finished else {}
+    with explained(engine):
+        engine.train()
+        tested = _test(engine, cfg) if cfg.data.test and engine.train_loop.finished else {}
     saver, journal = _hook(engine, Saver), _hook(engine, Journal)
     result = RunResult(
         run_dir=str(folder),
@@ -120,11 +133,21 @@ def train(cfg: DictConfig) -> RunResult:
         **counts,
     )
     if is_main():
-        write_text(folder / SUMMARY, json.dumps(asdict(result), indent=2) + "\n")
+        _summarize(folder, result)
         if strategy != "fsdp":  # a sharded model computes in all processes or not at all
             result = replace(result, **_cost(engine))
-            write_text(folder / SUMMARY, json.dumps(asdict(result), indent=2) + "\n")
+            _summarize(folder, result)
     return result
+
+
+def _summarize(folder: Path, result: RunResult) -> None:
+    try:
+        write_text(folder / SUMMARY, json.dumps(asdict(result), indent=2) + "\n")
+    except OSError as error:
+        raise RunStopped(
+            f"The run is complete, but {folder / SUMMARY} cannot be written ({error.strerror}): make room there; "
+            "resume=true writes it without training again."
+        ) from error
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
@@ -138,6 +161,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
     Raises:
         ValueError: There is no checkpoint, or it does not fit.
+        RunStopped: A worker or a sample failed.
     """
     cfg = resolve(cfg)
     cfg.eval_only = True
@@ -154,7 +178,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         engine = _engine(engine_settings(cfg, str(folder), device, strategy, world, load_from=str(path)))
-        metrics = engine.val() if cfg.split == "val" else engine.test()
+        with explained(engine):
+            metrics = engine.val() if cfg.split == "val" else engine.test()
         if is_main():
             with open(folder / "evaluation.jsonl", "a") as file:
                 file.write(json.dumps({"checkpoint": str(path), "split": cfg.split, **metrics}) + "\n")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
 
 from frozenllm.core.training import checkpoint as files
-from frozenllm.core.training.distributed import barrier, is_main
+from frozenllm.core.training.distributed import on_main
+from frozenllm.core.training.faults import writing
 from frozenllm.core.training.registry import HOOKS
 
 
@@ -51,7 +53,7 @@ class Saver(Hook):
         self.last_metrics: dict[str, float] = {}
         self._due = False
         self._improved = False
-        self._saved = -1
+        self._resumed_from: Path | None = None
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -72,6 +74,8 @@ class Saver(Hook):
         if self.best not in self.last_metrics:
             raise ValueError(f"best={self.best} is none of the metrics: {', '.join(sorted(self.last_metrics))}.")
         value = self.last_metrics[self.best]
+        if math.isnan(value):
+            return  # nothing would be better than it later on
         if self.best_record is None or self.sign * value > self.sign * self.best_record["value"]:
             self.best_record = {"metric": self.best, "value": value, "epoch": runner.epoch, "iter": runner.iter}
             self._improved = True
@@ -82,6 +86,13 @@ class Saver(Hook):
         if loop.finished or loop.stop_training or self._due or self._improved or loop.epoch % self.every_epochs == 0:
             self._save(runner, runner.epoch, runner.iter)
 
+    def before_train(self, runner: Any) -> None:
+        """Make up for the names that a run killed after its last checkpoint did not come to give it."""
+        if self._resumed_from is not None:
+            self._improved = self.best_record is not None and self.best_record["iter"] == runner.iter
+            on_main(lambda: self._name(self._resumed_from))
+            self._improved = False
+
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add the best and the last figures."""
         checkpoint["best"] = self.best_record
@@ -90,15 +101,19 @@ class Saver(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Take the best and the last figures from the checkpoint."""
         self.best_record, self.last_metrics = checkpoint["best"], checkpoint["metrics"]
+        self._resumed_from = Path(runner._load_from)
 
     def _save(self, runner: Any, epoch: int, iteration: int) -> None:
         folder = Path(runner.work_dir) / "checkpoints"
         path = folder / f"iter_{iteration:08d}.pt"
         runner.save(path, epoch, iteration)
-        if is_main():
-            files.link_checkpoint(path, folder / "last.pt")
-            if self._improved:
-                files.link_checkpoint(path, folder / "best.pt")
-            files.prune(folder, self.keep)
-        barrier()
+        on_main(lambda: self._name(path))
         self._due = self._improved = False
+
+    def _name(self, path: Path) -> None:
+        """Give the newest checkpoint its other names, and delete old ones."""
+        with writing(path):
+            files.link_checkpoint(path, path.with_name("last.pt"))
+            if self._improved:
+                files.link_checkpoint(path, path.with_name("best.pt"))
+            files.prune(path.parent, self.keep)

@@ -61,6 +61,7 @@ class WarmupSchedule(_ParamScheduler):
         per_epoch: Change the rate between epochs only, as timm's does.
         delay: Epochs by which the schedule lags behind; 1 in DeiT's code, which steps its scheduler after every epoch
             with that epoch's own number.
+        accumulate: Iterations per update, which share the rate of the first: as one iteration with all their samples.
         **shape: Further arguments of `schedule_factor`.
 
     Raises:
@@ -73,6 +74,7 @@ class WarmupSchedule(_ParamScheduler):
         epoch_length: int,
         per_epoch: bool = False,
         delay: float = 0.0,
+        accumulate: int = 1,
         last_step: int = -1,
         **shape: Any,
     ) -> None:
@@ -86,6 +88,7 @@ class WarmupSchedule(_ParamScheduler):
         self.epoch_length = epoch_length
         self.per_epoch = per_epoch
         self.delay = delay
+        self.accumulate = accumulate
         self.shape = shape
         super().__init__(optimizer, "lr", last_step=last_step, by_epoch=False)
 
@@ -101,7 +104,7 @@ class WarmupSchedule(_ParamScheduler):
             group[self.param_name] = value
 
     def _get_value(self) -> list[float]:
-        t = self.last_step / self.epoch_length
+        t = (self.last_step - self.last_step % self.accumulate) / self.epoch_length
         if self.per_epoch:
             t = math.floor(t)
         factor = schedule_factor(max(0.0, t - self.delay), **self.shape)

@@ -129,7 +129,7 @@ def engine_settings(
     hooks: list[dict[str, Any]] = []
     trains: dict[str, Any] = {}
     if not plain["eval_only"]:
-        hooks = [{"type": "Reseed"}, {"type": "FrozenGuard"}, _saver(plain)]
+        hooks = [{"type": "Reseed"}, {"type": "FrozenGuard"}, {"type": "FiniteGuard"}, _saver(plain)]
         trains = _training(plain, precision, scaled_lr(cfg, world_size))
     if optim["ema"] and (trains or optim["ema"]["evaluate"] == "ema"):
         hooks.append({"type": "EMA", **optim["ema"]})
@@ -159,6 +159,7 @@ def engine_settings(
             "sync_bn": runtime["sync_bn"],
             "compile": runtime["compile"],
             "console": runtime["console"],
+            "sample_timeout": runtime["sample_timeout"],
         },
         "engine_meta": {
             "config": OmegaConf.to_yaml(cfg),
@@ -179,7 +180,13 @@ def _loader(plain: dict[str, Any], role: str) -> dict[str, Any]:
         sampler |= {"drop_last": data["drop_last"], "repeats": data["repeats"]}
     workers = runtime["workers"]
     return {
-        "dataset": {"type": "SeededDataset", "dataset": data[role], "seed": runtime["seed"], "role": role},
+        "dataset": {
+            "type": "SeededDataset",
+            "dataset": data[role],
+            "seed": runtime["seed"],
+            "role": role,
+            "timeout": runtime["sample_timeout"],
+        },
         "sampler": sampler,
         "batch_size": batch_size,
         "num_workers": workers,
@@ -196,6 +203,15 @@ def _collate(name: str | None) -> str:
     if FUNCTIONS.get(name) is None:
         raise ValueError(f"There is no collate function {name!r}: check data.collate, and the config's imports.")
     return name if "." in name else f"{SCOPE}.{name}"
+
+
+def _clipping(limit: Any) -> dict[str, Any] | None:
+    """mmengine's options for ``optim.clip_grad``: a norm, or ``{value: ...}`` for every entry by itself."""
+    if isinstance(limit, Mapping):
+        if set(limit) != {"value"}:
+            raise ValueError(f"optim.clip_grad is a norm or {{value: ...}}, not {dict(limit)}.")
+        return {"type": "value", "clip_value": limit["value"]}
+    return {"max_norm": limit} if limit else None
 
 
 def _training(plain: dict[str, Any], precision: str, lr: float) -> dict[str, Any]:
@@ -220,7 +236,7 @@ def _training(plain: dict[str, Any], precision: str, lr: float) -> dict[str, Any
             "constructor": "GroupedOptimizer",
             "optimizer": optimizer,
             "paramwise_cfg": {k: optim[k] for k in grouping},
-            "clip_grad": {"max_norm": optim["clip_grad"]} if optim["clip_grad"] else None,
+            "clip_grad": _clipping(optim["clip_grad"]),
             "accumulative_counts": accumulate,
         },
         "param_scheduler": [
@@ -232,6 +248,7 @@ def _training(plain: dict[str, Any], precision: str, lr: float) -> dict[str, Any
                 # Factors, so that groups with rates of their own keep their proportions.
                 "start": warmup_lr / peak,
                 "end": min_lr / peak,
+                "accumulate": accumulate,
                 **schedule,
             }
         ],

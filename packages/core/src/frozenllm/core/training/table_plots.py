@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from frozenllm.core.style import COLOURS, HOST_COLOUR, TEXT_COLOUR, new_figure, styled
-from frozenllm.core.training.journal import HISTORY, read_history
+from frozenllm.core.training.journal import HISTORY, by_epoch
 from frozenllm.core.training.rows import HOST, Row
 
 _VALIDATION_LOSS = "cross_entropy/mean"
@@ -63,7 +61,7 @@ def plot_losses(rows: Sequence[Row], path: Path) -> Path | None:
     Returns:
         The file, or None where no run kept a validation loss (the metric ``CrossEntropy``).
     """
-    curves = {id(row): [_losses(Path(run)) for run in row.runs] for row in rows}
+    curves = {id(row): [by_epoch(Path(run) / HISTORY, _VALIDATION_LOSS) for run in row.runs] for row in rows}
     shown = [row for row in rows if any(validation for _, validation in curves[id(row)])]
     if not shown:
         return None
@@ -224,15 +222,3 @@ def _short(group: str) -> str:
 def _wrapped(name: str, width: int = 34) -> str:
     lines = name.split(", ") if len(name) > width else [name]
     return ",\n".join(line if len(line) <= width else f"...{line[-width:]}" for line in lines)
-
-
-def _losses(run: Path) -> tuple[dict[int, float], dict[int, float]]:
-    """Mean training loss and validation loss by epoch."""
-    training: dict[int, list[float]] = defaultdict(list)
-    validation: dict[int, float] = {}
-    for line in read_history(run / HISTORY) if (run / HISTORY).exists() else ():
-        if line["kind"] == "train" and "loss" in line:
-            training[line["epoch"]].append(line["loss"])
-        elif line["kind"] == "val" and _VALIDATION_LOSS in line:
-            validation[line["epoch"]] = line[_VALIDATION_LOSS]
-    return {epoch: statistics.mean(losses) for epoch, losses in training.items()}, validation

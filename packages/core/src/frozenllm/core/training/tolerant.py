@@ -23,7 +23,8 @@ class BrokenSample(ValueError):
 class TolerantDataset(Dataset):
     """Map-style data set whose single samples may be broken.
 
-    Subclasses give `read`, and `placeholder` if they are evaluated. Any other error than `BrokenSample` goes through.
+    Subclasses give `read`, `placeholder` if they are evaluated, and `describe` if they know their samples' files. Any
+    other error than `BrokenSample` goes through.
 
     Args:
         size: Number of samples.
@@ -56,6 +57,10 @@ class TolerantDataset(Dataset):
     def placeholder(self, index: int) -> Any:
         """What stands in for a broken sample in evaluation: of a sample's shape, with the target `UNREADABLE`."""
         raise NotImplementedError
+
+    def describe(self, index: int) -> str:
+        """The file of a sample, or what else tells where it is, for messages; empty if that is not known."""
+        return ""
 
     def __len__(self) -> int:
         return self.size

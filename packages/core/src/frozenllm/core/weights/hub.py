@@ -28,6 +28,12 @@ CACHE_VARIABLE = "FROZENLLM_CACHE"
 _LONGEST_NAME = 100
 
 
+def cache_root() -> Path:
+    """The folder that downloaded blocks are kept in."""
+    root = os.environ.get(CACHE_VARIABLE)
+    return Path(root).expanduser() if root else Path(constants.HF_HOME) / "frozenllm"
+
+
 class HubModel(TransformersModel):
     """A model on the hub.
 
@@ -71,12 +77,10 @@ class HubModel(TransformersModel):
 
     def cache_path(self, layers: tuple[int, ...]) -> Path:
         """Where the block file of these layers is kept."""
-        root = os.environ.get(CACHE_VARIABLE)
-        folder = Path(root).expanduser() if root else Path(constants.HF_HOME) / "frozenllm"
         name = "-".join(map(str, layers))
         if len(name) > _LONGEST_NAME:
             name = hashlib.sha256(name.encode()).hexdigest()
-        return folder / self.source.replace("/", "--") / self._commit / f"layers-{name}.safetensors"
+        return cache_root() / self.source.replace("/", "--") / self._commit / f"layers-{name}.safetensors"
 
     def _cached(self, path: Path) -> BlockFile | None:
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""What runs here: versions, devices, threads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 # make demo   train a small vision transformer with and without a frozen block, on a CPU, in minutes
 # make test   install everything and run the test suite
 # make lint   formatting, lint and types
+# make docs   these pages as a site, in site/
 # make bench  the benchmarks (an hour on two cores; figures are ratios, so let nothing else run)
+# make wheels-test   each package built, and installed and used alone in a fresh environment (minutes, downloads)
 #
 # Nothing has to be installed before: uv is fetched into .uv/ where it is missing. Variables:
 #   PYTHON            the interpreter to use, 3.10 to 3.12 (default: what uv finds)
@@ -11,7 +13,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench wheels-test clean
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -41,7 +43,7 @@ $(VENV)/.demo: $(SOURCES)
 	@touch $@
 
 $(VENV)/.test: $(SOURCES)
-	$(call install,--all-packages,$(patsubst %/pyproject.toml,-e %,$(wildcard packages/*/pyproject.toml)) --group dev --group extras)
+	$(call install,--all-packages,$(patsubst %/pyproject.toml,-e %,$(wildcard packages/*/pyproject.toml)) --group dev --group extras --group docs --group release)
 	@touch $@
 
 demo: $(VENV)/.demo
@@ -55,7 +57,14 @@ lint: $(VENV)/.test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
+
+wheels-test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m wheels tests/integration/test_wheels_alone.py $(PYTEST)
+
 bench: $(VENV)/.test
+	$(RUN) benchmarks/domains.py --json runs/bench/domains.json --markdown runs/bench/domains.md
 	$(RUN) benchmarks/frozen_layer.py --json runs/bench/frozen_layer.json
 	$(RUN) benchmarks/load_block.py --json runs/bench/load_block.json
 	$(RUN) benchmarks/storage.py --json runs/bench/storage.json
@@ -68,4 +77,4 @@ bench: $(VENV)/.test
 	$(RUN) benchmarks/vqa.py --json runs/bench/vqa.json
 
 clean:
-	rm -rf $(VENV) .uv runs
+	rm -rf $(VENV) .uv runs site

@@ -21,14 +21,15 @@ import cv2
 import numpy as np
 import torch
 
+from frozenllm.core.film import write_film
 from frozenllm.video.data import VideoDataset
 from frozenllm.video.data.annotations import LabeledVideo
 from frozenllm.video.data.dataset import VideoSource
 from frozenllm.video.data.decoding import pick_decoder
 from frozenllm.video.data.files import VideoFiles
 from frozenllm.video.data.frames import FrameFolders
-from frozenllm.video.encoding import encode
 
+FRAME_RATE = 12  # Something-Something V2's
 TRAIN = {"auto_augment": "rand-m7-n4-mstd0.5-inc1", "erase": 0.25}
 
 
@@ -41,9 +42,11 @@ def make_videos(folder: Path, args: argparse.Namespace) -> dict[str, VideoSource
         wide = cv2.resize(coarse, (args.width + 8 * args.frames, args.height), interpolation=cv2.INTER_CUBIC)
         frames = np.stack([wide[:, 2 * i : 2 * i + args.width] for i in range(args.frames)]).clip(0, 255)
         frames = frames.astype(np.uint8)
-        encode(folder / f"{number}.webm", frames, codec="libvpx-vp9", options={"b": "1M", "cpu-used": "8"})
+        write_film(
+            frames, folder / f"{number}.webm", FRAME_RATE, codec="libvpx-vp9", options={"b": "1M", "cpu-used": "8"}
+        )
         even = frames[:, : args.height // 2 * 2, : args.width // 2 * 2]
-        encode(folder / f"{number}.mp4", even)
+        write_film(even, folder / f"{number}.mp4", FRAME_RATE)
         (folder / str(number)).mkdir()
         names = [f"{number}/{number}_{i + 1:06d}.jpg" for i in range(args.frames)]
         for name, frame in zip(names, frames, strict=True):

@@ -1,46 +1,29 @@
-"""Wheels, built and installed without the source tree, work."""
+"""Wheels, built and installed without the source tree, work; third parties are borrowed from the tests' environment."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
+import importlib.metadata
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-UV = shutil.which("uv") or (str(ROOT / ".uv/bin/uv") if (ROOT / ".uv/bin/uv").exists() else None)
-PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
-DOMAINS = [package for package in PACKAGES if package != "core"]
-
-
-def run(*command, cwd=None, **env):
-    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    result = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, env={**clean, **env})
-    assert result.returncode == 0, f"{command}\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
-    return result.stdout
+from packaging.requirements import Requirement
+from wheelhouse import DOMAINS, FOREIGN, HERE, OWN, PACKAGES, UV, build_all, environment, run, train_and_predict
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheels")
     if UV is None:
         pytest.skip("uv is needed to build wheels: run `make test`")
-    for package in PACKAGES:
-        run(UV, "build", "--wheel", "--out-dir", folder, ROOT / "packages" / package)
-    return {package: next(folder.glob(f"frozenllm_{package}-*.whl")) for package in PACKAGES}
+    return build_all(tmp_path_factory.mktemp("wheels"))
 
 
 @pytest.fixture(scope="module")
 def python(wheels, tmp_path_factory):
     """A fresh environment with the wheels, and third parties borrowed from the one that runs the tests."""
-    folder = tmp_path_factory.mktemp("environment")
-    run(UV, "venv", "--python", sys.executable, folder / "venv")
-    site = next((folder / "venv").glob("lib/python*/site-packages"))
+    interpreter = environment(tmp_path_factory.mktemp("environment"))
+    site = next(interpreter.parents[1].glob("lib/python*/site-packages"))
     borrowed = next(Path(p) for p in sys.path if p.endswith("site-packages"))
     # The wheels' own files come first on the path; the editable installs of the source tree must not come at all.
     linked = site / "borrowed"
@@ -49,7 +32,6 @@ def python(wheels, tmp_path_factory):
         if "frozenllm" not in entry.name and not entry.name.startswith("__editable__"):
             (linked / entry.name).symlink_to(entry)
     (site / "borrowed.pth").write_text(str(linked) + "\n")
-    interpreter = folder / "venv/bin/python"
     run(UV, "pip", "install", "--python", interpreter, "--no-deps", *wheels.values())
     return interpreter
 
@@ -78,12 +60,45 @@ def test_installed_command_line(python, tmp_path):
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_installed_domain_trains(python, tmp_path, domain):
-    """Four steps on the toy data, which the default recipe is about."""
-    out = run(
-        python, "-m", f"frozenllm.{domain}.train", "runtime.stop_after=4", f"runs={tmp_path}/runs",
-        cwd=tmp_path, OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    (summary,) = tmp_path.rglob("summary.json")
-    assert json.loads(summary.read_text())["iterations"] == 4, out
-    assert (summary.parent / "checkpoints/last.pt").exists()
+def test_installed_domain_trains_and_predicts(python, tmp_path, domain):
+    train_and_predict(python, domain, tmp_path)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_installed_domain_lists_its_recipes(python, tmp_path, domain):
+    source = HERE.parents[1] / f"packages/{domain}/src/frozenllm/{domain}/conf/recipe"
+    expected = sorted(path.stem for path in source.glob("[!_]*.yaml"))
+    assert run(python, HERE / "use_installed.py", "list", domain, cwd=tmp_path).strip() == str(expected)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_brings_nothing_of_another_domain(package):
+    """By the metadata of everything that it requires, and that these require in turn."""
+    others = {f"frozenllm-{name}" for name in PACKAGES} - {f"frozenllm-{package}", "frozenllm-core"}
+    brought = closure(f"frozenllm-{package}")
+    assert not brought & others
+    assert not brought & (FOREIGN - OWN.get(package, set()))
+    assert OWN.get(package, set()) <= brought
+    assert {"torch", "transformers"} <= brought
+
+
+def closure(distribution: str, extras: frozenset[str] = frozenset()) -> set[str]:
+    """Names of all distributions that installing one brings."""
+    found: set[str] = set()
+    seen: set[tuple[str, frozenset[str]]] = set()
+    left = [(distribution, extras)]
+    while left:
+        name, wanted = left.pop()
+        if (name, wanted) in seen:
+            continue
+        seen.add((name, wanted))
+        try:
+            requires = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:  # of another platform
+            continue
+        for requirement in map(Requirement, requires):
+            if not requirement.marker or any(requirement.marker.evaluate({"extra": x}) for x in ("", *wanted)):
+                needed = requirement.name.lower().replace("_", "-")
+                found.add(needed)
+                left.append((needed, frozenset(requirement.extras)))
+    return found

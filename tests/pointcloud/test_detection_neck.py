@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from frozenllm.core.testing import CONTRACT, Host, compiles, padding_does_not_leak
 from frozenllm.pointcloud.detection import FrozenLLMNeck, OccupancyBackbone
 from frozenllm.pointcloud.detection.neck import at_size
 
@@ -32,52 +30,6 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 def occupancy(batch: int, height: int, width: int, share: float = 0.3, seed: int = 2) -> Tensor:
     draw = torch.rand(batch, 1, height, width, generator=torch.Generator().manual_seed(seed))
     return (draw < share).float()
-
-
-class _Maps(nn.Module):
-    """A detector's way through the neck: a list of maps in, the changed one out."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.neck = neck(**options)
-
-    def forward(self, fine: Tensor, coarse: Tensor, filled: Tensor) -> Tensor:
-        return self.neck([fine, coarse, filled])[1]
-
-
-class _Seeds(nn.Module):
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.neck = neck(**options)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.neck({"fp_xyz": [None], "fp_features": [features]})["fp_features"][-1]
-
-
-FILLED = occupancy(3, 8, 8)
-CELLS = at_size(FILLED, (4, 4)).unsqueeze(1)
-FINE, COARSE = noise(3, 5, 8, 8), noise(3, DIM, 4, 4)
-HOSTS = {
-    "cells": Host(
-        build=lambda: _Maps(empty="occupancy"),
-        inputs=(FINE, COARSE, FILLED),
-        padded=(FINE, torch.where(CELLS, COARSE, 100 * noise(3, DIM, 4, 4, seed=5)), FILLED),
-    ),
-    "residual": Host(build=lambda: _Maps(empty="occupancy", residual=True), inputs=(FINE, COARSE, FILLED)),
-    "seeds": Host(build=_Seeds, inputs=(noise(2, DIM, 9),)),
-}
-CASES = [
-    pytest.param(check, host, id=f"{check.__name__}-{host}")
-    for check in CONTRACT
-    for host in HOSTS
-    if (check is not padding_does_not_leak or host == "cells")
-    and (check is not compiles or host == "seeds")  # the number of occupied cells is read from the data
-]
-
-
-@pytest.mark.parametrize(("check", "host"), CASES)
-def test_contract(check: Callable[[Host], None], host: str) -> None:
-    check(HOSTS[host])
 
 
 @settings(max_examples=25, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -17,6 +18,7 @@ pytest.importorskip("mmdet3d", reason="needs the extra [mmdet3d]")
 pytest.importorskip("mmcv.ops", reason="needs mmcv built with its operators")
 
 from mmengine.config import Config
+from mmengine.fileio import LocalBackend
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
@@ -125,6 +127,29 @@ def test_resuming_keeps_the_best_and_what_is_kept(trained: Path, data: dict[str,
     tool.train(config("toy_votenet_frozenllm", data, tmp_path / "run", epochs=2, resume=True, **BEST))
     assert sorted(p.name for p in (tmp_path / "run").glob("epoch_*.pth")) == ["epoch_2.pth"]
     assert best.name.startswith("best_mAP_0.25")
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_others(
+    trained: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what a killed run left half written, and a last_checkpoint that it cut short, are put right."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in run.glob("*.pth")}
+    (run / "last_checkpoint").write_text("")
+    (run / ".epoch_2.pth.17.tmp").write_bytes(b"half")
+
+    def full(_file: object, path: str) -> None:
+        Path(path).write_bytes(b"as much as went in")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LocalBackend, "put", lambda _self, file, path: full(file, path))
+    cfg = config("toy_votenet_frozenllm", data, run, epochs=2, resume=True, **BEST)
+    with pytest.raises(ValueError, match=r"epoch_2\.pth cannot be written \(No space left on device\)") as error:
+        tool.train(cfg)
+    assert "training stopped, and the last good checkpoint is " + str(run / "epoch_1.pth") in str(error.value)
+    assert {p.name: p.read_bytes() for p in run.glob("*.pth")} == before
+    assert not list(run.glob(".*"))
+    assert (run / "last_checkpoint").read_text() == str(run / "epoch_1.pth")
 
 
 def test_resuming_with_another_block_or_model_is_refused(trained: Path, data: dict[str, Path], tmp_path: Path) -> None:

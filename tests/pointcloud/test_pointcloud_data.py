@@ -71,7 +71,7 @@ def test_variants_differ_and_seeds_repeat(tmp_path: Path, scans: Path) -> None:
 
 
 def test_no_shape_is_told_by_its_size() -> None:
-    clouds, labels = make_clouds(160, 64, seed=3)
+    clouds, labels, _ = make_clouds(160, 64, seed=3)
     radius = np.linalg.norm(clouds - clouds.mean(axis=1, keepdims=True), axis=2).max(axis=1)
     means = [radius[labels == label].mean() for label in range(len(SHAPES))]
     assert max(means) - min(means) < 0.1
@@ -140,7 +140,7 @@ def test_parts_of_a_file(scans: Path) -> None:
 
 
 def test_clouds_that_cannot_be_used(caplog: pytest.LogCaptureFixture) -> None:
-    clouds, labels = make_clouds(8, 32)
+    clouds, labels, _ = make_clouds(8, 32)
     clouds[2, 5, 1], clouds[4] = np.nan, 0.5
     where = {"where": "f.h5", "num_classes": 8, "normalize": True}
     strict = PointClouds(clouds, labels, **where)

@@ -39,7 +39,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
         entries = [{"id": str(i), "label": "é", "template": TEMPLATES[i % 4], "placeholders": []} for i in ids]
         (root / f"something-something-v2-{part}.json").write_text(json.dumps(entries))
         for i in ids:
-            frames = moving_digit(digit, i % 4, 6 + i % 3, 32, rng)[:, :24]
+            frames = moving_digit(digit, i % 4, 6 + i % 3, 32, rng).frames[:, :24]
             write_film(frames, root / "videos" / f"{i}.webm", 12, codec="libvpx", options={"b": "1M"})
     (root / "videos" / "4.webm").write_bytes(b"")
     (root / "videos" / "9.webm").write_bytes(b"no video" * 200)

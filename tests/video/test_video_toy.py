@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -14,14 +15,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from frozenllm.video import toy
-from frozenllm.video.toy import CLASSES, TEMPLATES, moving_digit, write_toy_frames, write_toy_videos
+from frozenllm.video.toy import CLASSES, TEMPLATES, TRUTH, moving_digit, write_toy_frames, write_toy_videos
 
 SMALL = {"size": 16, "num_frames": 6, "train_videos": 8, "val_videos": 4}
 DIGIT = np.outer(np.arange(8), np.arange(8)[::-1]) * 5.0  # no symmetry, no two columns alike
 
 
 def video(label: int, seed: int, frames: int = 6, size: int = 16) -> np.ndarray:
-    return moving_digit(DIGIT, label, frames, size, np.random.default_rng(seed))
+    return moving_digit(DIGIT, label, frames, size, np.random.default_rng(seed)).frames
 
 
 def test_one_class_is_another_played_backwards() -> None:
@@ -176,3 +177,37 @@ def test_toys_leave_other_folders_alone_and_survive_a_race(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="even size"):
         write_toy_videos(tmp_path / "odd", size=15)
     assert {p.name for p in tmp_path.iterdir()} == {"mine", "race"}
+
+
+def test_the_truth_names_the_digit_in_every_frame(toy_frames_root: Path) -> None:
+    known = json.loads((toy_frames_root / TRUTH).read_text())["videos"]
+    assert len(known) == 32
+    for name, truth in known.items():
+        assert all(truth["moves"])  # the digit never rests
+        for number, (left, top, right, bottom) in enumerate(truth["boxes"], start=1):
+            image = np.asarray(Image.open(toy_frames_root / "frames" / name / f"{name}_{number:06d}.jpg")).max(axis=2)
+            inside = np.zeros((32, 32), dtype=bool)
+            inside[top:bottom, np.arange(left, right) % 32] = True
+            assert image[~inside].max() < 60  # JPEG bleeds a little
+            assert image[inside].max() > 100
+
+
+@pytest.mark.parametrize("label", range(4))
+def test_a_digit_that_moves_for_a_while_rests_before_and_after(label: int) -> None:
+    """All that rests is one and the same frame, which is among those of the motion: it cannot tell the class."""
+    for seed in range(20):
+        clip = moving_digit(DIGIT, label, 12, 32, np.random.default_rng(seed), 5)
+        moves = np.flatnonzero(clip.moves)
+        assert len(moves) == 5
+        assert moves[-1] - moves[0] == 4
+        resting = clip.frames[~clip.moves]
+        assert (resting == resting[0]).all()
+        np.testing.assert_array_equal(clip.frames[moves[-1]], resting[0])
+        changed = [not np.array_equal(a, b) for a, b in pairwise(clip.frames)]
+        expected = clip.moves[1:]
+        np.testing.assert_array_equal(changed, expected)
+
+
+def test_a_motion_longer_than_its_video_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="moves in 3 to 6 frames, not in 7"):
+        write_toy_frames(tmp_path / "toy", **SMALL, moving=7)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from frozenllm.core import BlockSpec, FrozenLLMLayer, random_block
+from frozenllm.core.flops import count_flops
 from frozenllm.core.training import build_model, compose_config
-from frozenllm.core.training.cost import count_flops, prediction_cost
+from frozenllm.core.training.cost import prediction_cost
 from frozenllm.vision2d import matched
 from frozenllm.vision2d.train import CONFIG
 

@@ -37,7 +37,7 @@ def test_all_of_the_papers_rows_are_there() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_builds_at_small_widths(recipe: str) -> None:
-    small = ["model.embed_dim=24", "model.num_heads=2"] if recipe == "digits" else []
+    small = ["model.embed_dim=24", "model.num_heads=2"] if recipe in ("digits", "toy_imagenet_s") else []
     small = small or ["+model.embed_dim=24", "+model.num_heads=2", "+model.depth=2", "+model.img_size=32"]
     with_layer = compose(recipe).llm.kind != "none"
     cfg = compose(recipe, *small, *(TINY if with_layer else []))

@@ -87,6 +87,11 @@ class CachedScenes(TolerantDataset):
         shard, row = self._shard(index)
         return unpack(shard.entry(row))
 
+    def describe(self, index: int) -> str:
+        """The cache's file, and the sample's row in it."""
+        number, row = divmod(index, self.index["shard_size"])
+        return f"{self.folder / shard_name(number)}: row {row}"
+
     def placeholder(self, index: int) -> dict[str, Any]:
         """See `frozenllm.motion.data.dataset.Scenes.placeholder`."""
         try:

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import torch
 
 from frozenllm.core.checkup import Check
-from frozenllm.motion.film import write_film
+from frozenllm.core.film import write_film
 from frozenllm.motion.models import VectorNet
 from frozenllm.motion.testing import random_inputs
 

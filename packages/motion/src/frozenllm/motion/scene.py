@@ -49,6 +49,18 @@ LANE_ATTRIBUTES = (
 no bike and bus lanes and no crossings; these stay 0 there."""
 
 
+EARTH = 2.1e7
+"""Metres beyond which a coordinate is damage: half of the planet's circumference."""
+
+FULL_TURNS = 1e4
+"""Radians beyond which a heading is damage, in float32 no direction any more."""
+
+
+def on_earth(points: np.ndarray) -> np.ndarray:
+    """Which points (..., 2) have coordinates that are numbers, of a size that metres can have; (...) bool."""
+    return (np.abs(points) <= EARTH).all(axis=-1)
+
+
 @dataclass(frozen=True)
 class MapPolylines:
     """Centrelines of lanes and outlines of pedestrian crossings in the city frame.

@@ -16,7 +16,9 @@ _BUILD = "build mmcv 2.1.0 with its operators as docs/pointcloud.md says, with t
 
 
 def _host() -> str:
-    model = PointBERT(num_classes=2, dim=48, depth=1, heads=3, num_groups=4, group_size=8, llm="bundled").eval()
+    model = PointBERT(
+        num_classes=2, embed_dim=48, depth=1, num_heads=3, num_groups=4, group_size=8, llm="bundled"
+    ).eval()
     with torch.no_grad():
         scores = model(torch.randn(1, 64, 3))
     assert scores.shape == (1, 2)
@@ -53,7 +55,7 @@ def _operators() -> str:
 
 def _detectors() -> str:
     import mmdet3d
-    import mmdet3d.models  # noqa: F401
+    import mmdet3d.models
 
     import frozenllm.pointcloud.detection.plugin  # noqa: F401
 
@@ -73,6 +75,10 @@ CHECKS = (
     Check("h5 files", _files, "pip install --force-reinstall h5py"),
     Check("[html] pages to turn", _pages, "pip install 'frozenllm-pointcloud[html]'", ("plotly",)),
     Check("[mmdet3d] mmcv's operators", _operators, _BUILD, ("mmcv",)),
-    Check("[mmdet3d] detectors", _detectors, f"pip install 'frozenllm-pointcloud[mmdet3d]'; before that, {_BUILD}",
-          ("mmcv", "mmdet", "mmdet3d")),
+    Check(
+        "[mmdet3d] detectors",
+        _detectors,
+        f"pip install 'frozenllm-pointcloud[mmdet3d]'; before that, {_BUILD}",
+        ("mmcv", "mmdet", "mmdet3d"),
+    ),
 )

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from omegaconf import DictConfig
@@ -75,7 +75,7 @@ def spread(values: Tensor, groups: Groups, points: Tensor) -> Tensor:
     return torch.where(count > 0, total / count.clamp_min(1), nearest)
 
 
-def save_png(path: Path, clouds: Tensor, rows: Mapping[str, Tensor], titles: Sequence[str]) -> None:
+def save_png(path: Path | BinaryIO, clouds: Tensor, rows: Mapping[str, Tensor], titles: Sequence[str]) -> None:
     """A picture: a row for each map, a column for each cloud ``(C, N, 3)``, y upright."""
     import matplotlib as mpl
 

@@ -37,17 +37,18 @@ def write_scanobjectnn(
     Raises:
         ValueError: The folder holds something else.
     """
-    settings = {"data": "toy ScanObjectNN", "format": 1, "train": train, "test": test, "points": points, "seed": seed}
+    settings = {"data": "toy ScanObjectNN", "format": 2, "train": train, "test": test, "points": points, "seed": seed}
 
     def fill(folder: Path) -> None:
         for number, (variant, (subfolder, name)) in enumerate(VARIANTS.items()):
             (folder / subfolder).mkdir(exist_ok=True)
             for split, count in (("training", train), ("test", test)):
                 draw = seed * 1000 + 2 * number + (split == "test")
-                clouds, labels = make_clouds(count, points, variant=variant, seed=draw)
+                clouds, labels, on_object = make_clouds(count, points, variant=variant, seed=draw)
                 with h5py.File(folder / subfolder / f"{split}_{name}.h5", "w") as file:
                     file.create_dataset("data", data=clouds)
                     file.create_dataset("label", data=labels.astype(np.int32))
+                    file.create_dataset("mask", data=np.where(on_object, 0, -1).astype(np.int32))
 
     return write_once(root, "scanobjectnn", settings, fill)
 
@@ -87,7 +88,7 @@ def write_modelnet(
         (folder / "modelnet40_shape_names.txt").write_text("\n".join(names) + "\n")
         numbers = dict.fromkeys(names, 0)
         for split, count in (("train", train), ("test", test)):
-            clouds, labels = make_clouds(count, points, variant="clean", seed=seed * 1000 + 500 + (split == "test"))
+            clouds, labels, _ = make_clouds(count, points, variant="clean", seed=seed * 1000 + 500 + (split == "test"))
             normals = clouds / np.linalg.norm(clouds, axis=2, keepdims=True).clip(1e-9)
             rows, shapes = np.concatenate([clouds, normals], axis=2), []
             for label in labels:

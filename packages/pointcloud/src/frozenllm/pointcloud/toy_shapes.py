@@ -97,8 +97,9 @@ SHAPES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 
 def make_clouds(
     count: int, points: int, *, variant: str = "objectonly", seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Clouds ``(count, points, 3)`` float32 in the unit sphere, and classes ``(count,)``, as many of each.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clouds ``(count, points, 3)`` float32 in the unit sphere, classes ``(count,)``, as many of each, and which points
+    are on the object, ``(count, points)`` bool.
 
     Args:
         count: Number of clouds.
@@ -109,15 +110,19 @@ def make_clouds(
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count) % len(SHAPES))
     makers = list(SHAPES.values())
-    clouds = np.stack([_scan(rng, makers[label], points, variant) for label in labels])
-    return clouds.astype(np.float32), labels
+    scans = [_scan(rng, makers[label], points, variant) for label in labels]
+    clouds, on_object = (np.stack(arrays) for arrays in zip(*scans, strict=True))
+    return clouds.astype(np.float32), labels, on_object
 
 
-def _scan(rng: np.random.Generator, maker: Callable[..., np.ndarray], points: int, variant: str) -> np.ndarray:
+def _scan(
+    rng: np.random.Generator, maker: Callable[..., np.ndarray], points: int, variant: str
+) -> tuple[np.ndarray, np.ndarray]:
+    on_object = np.ones(points, dtype=bool)
     whole = maker(rng, 2 * points)
     whole = whole @ _rotation(1, rng.uniform(0, _TURN))
     if variant == "clean":
-        return _unit(whole[:points])
+        return _unit(whole[:points]), on_object
     if variant == "hardest":
         whole = whole @ _rotation(int(rng.choice([0, 2])), rng.uniform(-0.3, 0.3)) * rng.uniform(0.75, 1.25, 3)
     view = rng.normal(size=3)
@@ -128,9 +133,12 @@ def _scan(rng: np.random.Generator, maker: Callable[..., np.ndarray], points: in
         flat = rng.uniform(-1, 1, (others, 2))
         floor, wall = np.insert(flat, 1, cloud[:, 1].min(), axis=1), np.insert(flat, 2, cloud[:, 2].min() - 0.1, axis=1)
         cloud[:others] = np.where(rng.random((others, 1)) < 0.5, floor, wall)
+        on_object[:others] = False
     if variant == "hardest":
         cloud = _unit(cloud) + rng.uniform(-0.2, 0.2, 3)
-    return rng.permutation(cloud + rng.normal(scale=0.02, size=cloud.shape))
+    noisy = cloud + rng.normal(scale=0.02, size=cloud.shape)
+    order = rng.permutation(points)
+    return noisy[order], on_object[order]
 
 
 def _unit(cloud: np.ndarray) -> np.ndarray:

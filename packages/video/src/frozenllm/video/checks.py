@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from frozenllm.core.checkup import Check
+from frozenllm.core.film import write_film
 from frozenllm.video.data.decoding import read_video
-from frozenllm.video.encoding import encode
 from frozenllm.video.sampling import SegmentSampling
 
 
@@ -18,7 +18,7 @@ def _decode(decoder: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         shades = np.linspace(0, 255, 8).astype(np.uint8)
-        encode(path, np.broadcast_to(shades[:, None, None, None], (8, 32, 48, 3)))
+        write_film(np.broadcast_to(shades[:, None, None, None], (8, 32, 48, 3)), path)
         frames = read_video(path, SegmentSampling(8).view, decoder)
     seen = frames.float().mean(dim=(1, 2, 3))
     error = abs(seen.numpy() - shades).max()
@@ -56,5 +56,9 @@ CHECKS = (
         "pip install 'frozenllm-video[torchcodec]' in the version that fits torch, and FFmpeg's shared libraries",
         ("torchcodec",),
     ),
-    Check("frames", _frames, "pip install --upgrade opencv-python, and the system's libGL and libglib (or the headless one)"),
+    Check(
+        "frames",
+        _frames,
+        "pip install --upgrade opencv-python, and the system's libGL and libglib (or the headless one)",
+    ),
 )

@@ -7,6 +7,9 @@ anywhere, so a digit that goes out on the left comes back on the right.
 
 Hence every set of frames is equally likely in every class, and so is every single frame at every time: nothing but the
 order tells the class.
+
+With ``moving`` the digit goes round its circle in that many frames in a row, somewhere in the video, and rests before
+and after: only these frames tell the class. ``toy_truth.json`` says which they are, and where the digit is.
 """
 
 from __future__ import annotations
@@ -22,9 +25,8 @@ from PIL import Image
 
 from frozenllm.core.film import write_film
 from frozenllm.core.toy_folder import write_once
+from frozenllm.video.toy_digits import CLASSES, Clip, moving_digit
 
-CLASSES = ("left", "right", "approaching", "leaving")
-"""Short names by class index."""
 TEMPLATES = (
     "Moving [something] to the left",
     "Moving [something] to the right",
@@ -35,8 +37,10 @@ TEMPLATES = (
 PARTS = {"train": "train", "val": "validation"}
 """Names of the parts, and those of their annotation files."""
 
-_SMALLEST, _LARGEST = 0.3, 0.85  # height of the digit, in heights of the frame
-_FORMAT = 1
+_FORMAT = 2
+TRUTH = "toy_truth.json"
+"""File beside the official ones: ``size`` of the frames, and under ``videos`` id -> ``boxes`` and ``moves`` of
+`frozenllm.video.toy_digits.Clip`."""
 _FRAME_RATE = 12  # Something-Something V2's
 
 
@@ -48,13 +52,15 @@ def write_toy_frames(
     seed: int = 0,
     train_videos: int = 800,
     val_videos: int = 200,
+    moving: int | None = None,
 ) -> Path:
     """Writes the moving digits as Something-Something V2 frame folders, once.
 
     The folder holds ``labels.json``, ``train.json`` and ``validation.json`` (the official annotations' format), the
     frame lists ``frame_lists/{train,val}.csv`` (SlowFast's and pytorchvideo's format), and the frames as
-    ``frames/<id>/<id>_<number from 1, six digits>.jpg``. It appears whole or not at all; an existing one with the same
-    settings is left as it is, also when several processes ask for it at the same time.
+    ``frames/<id>/<id>_<number from 1, six digits>.jpg``; and `TRUTH`, which real data lacks. It appears whole or not
+    at all; an existing one with the same settings is left as it is, also when several processes ask for it at the same
+    time.
 
     Args:
         root: The folder to write; None for one in the user's cache.
@@ -63,6 +69,7 @@ def write_toy_frames(
         seed: Chooses digits and motions.
         train_videos: Videos to train on, equally many of every class.
         val_videos: Videos to evaluate on, of other images.
+        moving: Frames in which the digit moves; None for all.
 
     Returns:
         The folder.
@@ -70,7 +77,7 @@ def write_toy_frames(
     Raises:
         ValueError: The folder holds something else, or a size is not possible.
     """
-    return _written("frames", root, size, num_frames, seed, train_videos, val_videos, _write_frames)
+    return _written("frames", root, size, num_frames, seed, train_videos, val_videos, moving, _write_frames)
 
 
 def write_toy_videos(
@@ -81,6 +88,7 @@ def write_toy_videos(
     seed: int = 0,
     train_videos: int = 800,
     val_videos: int = 200,
+    moving: int | None = None,
 ) -> Path:
     """Writes the same videos as mp4 files (H.264, 12 frames a second), once.
 
@@ -89,42 +97,7 @@ def write_toy_videos(
 
     Args and errors are those of `write_toy_frames`.
     """
-    return _written("videos", root, size, num_frames, seed, train_videos, val_videos, _write_videos)
-
-
-def moving_digit(digit: np.ndarray, label: int, num_frames: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One video.
-
-    Args:
-        digit: Ink of the digit, ``(8, 8)``, from 0 to 255.
-        label: Index into `CLASSES`.
-        num_frames: Frames.
-        size: Width and height of a frame in pixels.
-        rng: Draws the pairing of positions and sizes, their offsets, and where the motion begins.
-
-    Returns:
-        Frames, ``(num_frames, size, size, 3)`` uint8.
-    """
-    places = np.arange(num_frames)
-    shift, row = rng.uniform(0, size), rng.uniform(-0.08, 0.08) * size
-    colour = rng.uniform(0.6, 1.0, 3)
-    heights = np.linspace(_SMALLEST, _LARGEST, num_frames) * size
-    # place[t] and rank[t]: which position and which size the digit has at time t.
-    ordered, paired = (places + rng.integers(num_frames)) % num_frames, rng.permutation(num_frames)
-    place, rank = (ordered, paired) if label < 2 else (paired, ordered)
-    if CLASSES[label] in ("left", "leaving"):
-        place, rank = place[::-1], rank[::-1]
-    image = Image.fromarray(digit.astype(np.uint8))
-    frames = np.zeros((num_frames, size, size, 3), np.uint8)
-    for time in range(num_frames):
-        side = max(2, round(heights[rank[time]]))
-        sprite = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
-        canvas = np.zeros((size, size), np.uint8)
-        top = int(np.clip(round((size - side) / 2 + row), 0, size - side))
-        canvas[top : top + side, :side] = sprite
-        canvas = np.roll(canvas, round(shift + place[time] * size / num_frames - side / 2), axis=1)
-        frames[time] = (canvas[..., None] * colour).round()
-    return frames
+    return _written("videos", root, size, num_frames, seed, train_videos, val_videos, moving, _write_videos)
 
 
 def _written(
@@ -135,12 +108,15 @@ def _written(
     seed: int,
     train_videos: int,
     val_videos: int,
+    moving: int | None,
     write: Callable[[Path, dict[str, Any]], None],
 ) -> Path:
     if size < 8 or size % 2 or num_frames < 4:
         raise ValueError(f"Toy videos need an even size from 8 and 4 frames or more, not {size} and {num_frames}.")
     if min(train_videos, val_videos) < len(CLASSES):
         raise ValueError(f"Toy videos: each part needs {len(CLASSES)} videos or more.")
+    if moving is not None and not 3 <= moving <= num_frames:
+        raise ValueError(f"Toy videos: the digit moves in 3 to {num_frames} frames, not in {moving}.")
     manifest = {
         "data": f"moving digits, {kind}",
         "format": _FORMAT,
@@ -149,12 +125,13 @@ def _written(
         "seed": seed,
         "train_videos": train_videos,
         "val_videos": val_videos,
+        "moving": moving,
     }
     return write_once(root, f"moving-digits-{kind}", manifest, lambda folder: write(folder, manifest))
 
 
-def _videos(manifest: dict[str, Any], part: str) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Id, class and frames of every video of a part."""
+def _videos(manifest: dict[str, Any], part: str) -> Iterator[tuple[str, int, Clip]]:
+    """Id, class and clip of every video of a part."""
     from sklearn.datasets import load_digits  # slow to import, and needed once
 
     digits = load_digits().images * (255 / 16)  # the source counts ink from 0 to 16
@@ -168,7 +145,7 @@ def _videos(manifest: dict[str, Any], part: str) -> Iterator[tuple[str, int, np.
     first = 1 if part == "train" else 1 + manifest["train_videos"]
     for index, label in enumerate(labels.tolist()):
         digit = digits[images[rng.integers(len(images))]]
-        yield str(first + index), label, moving_digit(digit, label, num_frames, size, rng)
+        yield str(first + index), label, moving_digit(digit, label, num_frames, size, rng, manifest.get("moving"))
 
 
 def _annotate(root: Path, part: str, videos: list[tuple[str, int]]) -> None:
@@ -186,28 +163,38 @@ def _annotate(root: Path, part: str, videos: list[tuple[str, int]]) -> None:
     (root / f"{PARTS[part]}.json").write_text(json.dumps(entries, indent=1) + "\n")
 
 
+def _truth(clip: Clip) -> dict[str, Any]:
+    return {"boxes": clip.boxes.tolist(), "moves": clip.moves.tolist()}
+
+
 def _write_frames(root: Path, manifest: dict[str, Any]) -> None:
     (root / "frame_lists").mkdir()
+    known: dict[str, Any] = {}
     for part in PARTS:
         rows, videos = ["original_vido_id video_id frame_id path labels"], []
-        for number, (name, label, frames) in enumerate(_videos(manifest, part)):
+        for number, (name, label, clip) in enumerate(_videos(manifest, part)):
+            known[name] = _truth(clip)
             videos.append((name, label))
             (root / "frames" / name).mkdir(parents=True)
-            for time, frame in enumerate(frames):
+            for time, frame in enumerate(clip.frames):
                 path = f"{name}/{name}_{time + 1:06d}.jpg"
                 Image.fromarray(frame).save(root / "frames" / path, quality=95)
                 rows.append(f'{name} {number} {time} {path} ""')
         (root / "frame_lists" / f"{part}.csv").write_text("\n".join(rows) + "\n")
         _annotate(root, part, videos)
+    (root / TRUTH).write_text(json.dumps({"size": manifest["size"], "videos": known}) + "\n")
 
 
 def _write_videos(root: Path, manifest: dict[str, Any]) -> None:
     (root / "videos").mkdir()
+    known: dict[str, Any] = {}
     for part in PARTS:
         rows, videos = [], []
-        for name, label, frames in _videos(manifest, part):
-            write_film(frames, root / "videos" / f"{name}.mp4", _FRAME_RATE)
+        for name, label, clip in _videos(manifest, part):
+            known[name] = _truth(clip)
+            write_film(clip.frames, root / "videos" / f"{name}.mp4", _FRAME_RATE)
             videos.append((name, label))
             rows.append(f"videos/{name}.mp4 {label}")
         (root / f"{part}.csv").write_text("\n".join(rows) + "\n")
         _annotate(root, part, videos)
+    (root / TRUTH).write_text(json.dumps({"size": manifest["size"], "videos": known}) + "\n")

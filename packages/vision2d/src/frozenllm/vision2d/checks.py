@@ -53,7 +53,5 @@ CHECKS = (
     Check("host with the frozen layer", _host, "pip install --upgrade frozenllm-vision2d"),
     Check("[readers] data.source=hfds/", _hugging_face, "pip install 'frozenllm-vision2d[readers]'", ("datasets",)),
     Check("[readers] data.source=wds/", _shards, "pip install 'frozenllm-vision2d[readers]'", ("webdataset",)),
-    Check(
-        "[transformers] Trainer", _trainer, "pip install 'frozenllm-vision2d[transformers]'", ("accelerate",)
-    ),
+    Check("[transformers] Trainer", _trainer, "pip install 'frozenllm-vision2d[transformers]'", ("accelerate",)),
 )

@@ -18,8 +18,8 @@ from frozenllm.core.training import UNREADABLE, BrokenSample, TolerantDataset
 from frozenllm.vision2d.sources import open_reader
 from frozenllm.vision2d.toy import write_digits
 
-# What Pillow and its codecs raise on damaged files.
-_BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+BROKEN_IMAGE = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+"""What Pillow and its codecs raise on damaged files."""
 
 
 class ImageDataset(TolerantDataset):
@@ -61,12 +61,24 @@ class ImageDataset(TolerantDataset):
         Raises:
             BrokenSample: The image cannot be read.
         """
+        image, target = self.opened(index)
+        return self._transformed(image), target
+
+    def opened(self, index: int) -> tuple[Image.Image, int]:
+        """The RGB image as it is, and its class index.
+
+        Raises:
+            BrokenSample: The image cannot be read.
+        """
         try:
-            image, target = self._open(index)
-        except _BROKEN as error:
+            return self._open(index)
+        except BROKEN_IMAGE as error:
             name = self.reader.filename(index, absolute=True)
             raise BrokenSample(f"{name} cannot be read as an image ({error}).") from error
-        return self._transformed(image), target
+
+    def describe(self, index: int) -> str:
+        """The image's file."""
+        return str(self.reader.filename(index, absolute=True))
 
     def placeholder(self, index: int) -> tuple[Any, int]:
         """A black image with the target `UNREADABLE`."""

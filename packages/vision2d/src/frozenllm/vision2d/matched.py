@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from frozenllm.core.flops import count_flops
 from frozenllm.core.training import build_model, compose_config
-from frozenllm.core.training.cost import count_flops, prediction_cost
+from frozenllm.core.training.cost import prediction_cost
 
 _HEAD_WIDTH = 64  # of every vision transformer of DeiT's
 _CLOSE = 0.05  # widths that keep the width of heads are taken where they come as close as this

@@ -26,6 +26,7 @@ from frozenllm.core.training import (
 from frozenllm.vision2d.data import Mixup, digits, image_folder
 from frozenllm.vision2d.hosts import load_host
 from frozenllm.vision2d.model import FrozenLLMViT
+from frozenllm.vision2d.toy_imagenet_s import toy_imagenet_s
 
 CONFIG = "frozenllm.vision2d.conf"
 METRIC = "accuracy/top1"
@@ -72,6 +73,7 @@ def build_vit(
 MODELS.register_module("vit", module=build_vit)
 DATASETS.register_module("image_folder", module=image_folder)
 DATASETS.register_module("digits", module=digits)
+DATASETS.register_module("toy_imagenet_s", module=toy_imagenet_s)
 TRANSFORMS.register_module("mixup", module=Mixup)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from frozenllm.core.training import BrokenSample
 from frozenllm.motion.data.centring import Window
 from frozenllm.motion.data.dataset import Scenes
-from frozenllm.motion.scene import AGENT_TYPES, LANE_ATTRIBUTES, MapPolylines, Scene
+from frozenllm.motion.scene import AGENT_TYPES, LANE_ATTRIBUTES, MapPolylines, Scene, on_earth
 
 HISTORY, HORIZON = 20, 30
 """Steps of the benchmark: 2 s are observed, 3 s are predicted."""
@@ -201,9 +201,9 @@ def read_vector_map(path: Path) -> MapPolylines:
                 attributes.append(_attributes(tags))
         if min(map(len, lines), default=0) < 2:
             raise ValueError("a lane has fewer than two points" if lines else "it has no lanes")
-        if not all(np.isfinite(line).all() for line in lines):
-            raise ValueError("a lane has a point that is not a number")
-    except (OSError, ElementTree.ParseError, KeyError, ValueError) as error:
+        if not all(on_earth(line).all() for line in lines):
+            raise ValueError("a lane has a point that is not a number, or not on this planet")
+    except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a vector map ({error}): unpack it again.") from error
     return MapPolylines.from_lists(lines, attributes)
 

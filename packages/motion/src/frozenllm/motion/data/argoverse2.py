@@ -10,7 +10,7 @@ import numpy as np
 from frozenllm.core.training import BrokenSample
 from frozenllm.motion.data.centring import Window
 from frozenllm.motion.data.dataset import Scenes
-from frozenllm.motion.scene import AGENT_TYPES, LANE_ATTRIBUTES, MapPolylines, Scene
+from frozenllm.motion.scene import AGENT_TYPES, LANE_ATTRIBUTES, MapPolylines, Scene, on_earth
 
 HISTORY, HORIZON = 50, 60
 """Steps of the benchmark: 5 s are observed, 6 s are predicted."""
@@ -162,11 +162,11 @@ def read_map(path: Path) -> MapPolylines:
         for crossing in static.get_scenario_ped_crossings():
             lines.append(_outline(crossing.edge1.xyz[:, :2], crossing.edge2.xyz[:, :2]))
             attributes.append(_attributes("crossing"))
+        polylines = MapPolylines.from_lists(lines, attributes)
     except (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise BrokenSample(f"{path} cannot be read as a map ({type(error).__name__}: {error}).") from error
-    polylines = MapPolylines.from_lists(lines, attributes)
-    if not np.isfinite(polylines.points).all():
-        raise BrokenSample(f"{path} has points that are not numbers.")
+    if not on_earth(polylines.points).all():
+        raise BrokenSample(f"{path} has points that are not numbers, or not on this planet.")
     return polylines
 
 

@@ -11,11 +11,13 @@ import torch
 from frozenllm.core.training import BrokenSample
 from frozenllm.motion.scene import (
     AGENT_FEATURES,
+    FULL_TURNS,
     LANE_ATTRIBUTES,
     LANE_FEATURES,
     STEP_SECONDS,
     MapPolylines,
     Scene,
+    on_earth,
     to_agent,
 )
 
@@ -96,13 +98,16 @@ def centre(scene: Scene, window: Window) -> dict[str, Any]:
     valid[:, : known.shape[1]] = known
     positions = np.zeros((*valid.shape, 2))
     positions[:, : known.shape[1]] = scene.positions[:, begin : begin + valid.shape[1]]
-    broken = valid & ~np.isfinite(positions).all(axis=-1)
+    broken = valid & ~on_earth(positions)
     if broken.any():
         row, step = np.argwhere(broken)[0]
+        what = "not a number" if not np.isfinite(positions[row, step]).all() else "not on this planet"
         raise BrokenSample(
-            f"{scene.scenario}: the position of track {scene.tracks[row]} at step {begin + step} is not a number."
+            f"{scene.scenario}: the position of track {scene.tracks[row]} at step {begin + step} is {what}."
         )
     headings = scene.headings[:, begin : scene.present]
+    if (np.abs(headings) > FULL_TURNS).any():
+        raise BrokenSample(f"{scene.scenario}: a heading is infinite, or absurdly large.")
     seen = np.flatnonzero(valid[scene.target, :history])
     if not len(seen):
         raise BrokenSample(

@@ -41,6 +41,10 @@ class Scenes(TolerantDataset):
         """
         return centre(self.scene(index), self.window)
 
+    def describe(self, index: int) -> str:
+        """The scene's name."""
+        return self.names[index]
+
     def placeholder(self, index: int) -> dict[str, Any]:
         """A sample without a future, whose track is empty: the metrics leave it out and count it."""
         return empty_sample(self.window, self.names[index])

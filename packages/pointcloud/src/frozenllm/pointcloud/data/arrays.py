@@ -50,7 +50,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name}")
+            raise pickle.UnpicklingError(" ".join(f"{module}.{name}".split()))
         return _ALLOWED[module, name]
 
 

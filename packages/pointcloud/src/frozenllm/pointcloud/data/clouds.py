@@ -94,6 +94,10 @@ class PointClouds(TolerantDataset):
             cloud = cloud / radius
         return {"inputs": torch.tensor(cloud), "targets": int(self.labels[place]), "index": index}
 
+    def describe(self, index: int) -> str:
+        """The file, and the cloud's place in it."""
+        return f"{self.where}: cloud {self.chosen[index]}"
+
     def placeholder(self, index: int) -> dict[str, Any]:
         """A cloud of zeros."""
         return {"inputs": torch.zeros(self.clouds[0].shape), "targets": UNREADABLE, "index": index}

@@ -2,7 +2,8 @@
 
 ``<root>/main_split/{training,test}_objectdataset.h5`` (with background), ``<root>/main_split_nobg/`` (the object alone)
 and ``main_split/{training,test}_objectdataset_augmentedrot_scale75.h5`` (PB_T50_RS, the hardest: five copies of every
-object, moved, rotated and scaled). Their key ``data`` is (S, 2048, 3), ``label`` (S,).
+object, moved, rotated and scaled). Their key ``data`` is (S, 2048, 3), ``label`` (S,), and ``mask`` (S, 2048), which is
+-1 for points of the background; training has no use for it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from frozenllm.pointcloud.data.clouds import PointClouds
 
-__all__ = ["CLASSES", "VARIANTS", "read_h5", "scanobjectnn"]
+__all__ = ["CLASSES", "VARIANTS", "read_h5", "read_mask", "scanobjectnn"]
 
 VARIANTS = {
     "objectbg": ("main_split", "objectdataset"),
@@ -30,6 +31,9 @@ CLASSES = (
     "sofa", "toilet",
 )  # fmt: skip
 """Names of the classes, in the order of their numbers."""
+
+BACKGROUND = -1
+"""Of the key ``mask`` (official ``data_utils.py``)."""
 
 _SPLITS = {"train": "training", "test": "test"}
 
@@ -72,7 +76,8 @@ def read_h5(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
         with h5py.File(path, "r") as file:
             missing = [key for key in ("data", "label") if not isinstance(file.get(key), h5py.Dataset)]
             if missing:
-                raise ValueError(f"{path}: has no key {' and no '.join(missing)}; it has {', '.join(file) or 'none'}.")
+                held = ", ".join(map(str, file)) or "none"
+                raise ValueError(f"{path}: has no key {' and no '.join(missing)}; it has {held}.")
             clouds, labels = file["data"][()], file["label"][()]
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"{path}: is damaged or not an h5 file ({str(error).splitlines()[0][:120]}).") from error
@@ -84,3 +89,21 @@ def read_h5(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"{path}: label must be whole numbers of shape (clouds,), not {labels.dtype} {labels.shape}.")
     return clouds.astype(np.float32, copy=False), labels.astype(np.int64)
+
+
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray | None:
+    """Which points of a file's clouds are on the object, ``(S, N)`` bool; None where the file does not say.
+
+    Raises:
+        ValueError: The file is missing or damaged, or the mask does not fit its clouds.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            if not isinstance(file.get("mask"), h5py.Dataset):
+                return None
+            mask, shape = file["mask"][()], file["data"].shape
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{path}: is damaged or not an h5 file ({str(error).splitlines()[0][:120]}).") from error
+    if mask.shape != shape[:2]:
+        raise ValueError(f"{path}: mask must have shape {tuple(shape[:2])}, not {mask.shape}.")
+    return mask != BACKGROUND

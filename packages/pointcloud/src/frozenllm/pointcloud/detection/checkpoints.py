@@ -6,18 +6,23 @@ model's part needs nothing: a frozen block is not in the state dict, its record 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import BaseLoop
 from torch import nn
 
 from frozenllm.core.block import llm_blocks
-from frozenllm.core.training.checkpoint import RECORD_KEY, load_model_state
-from frozenllm.core.training.distributed import bare
+from frozenllm.core.training.checkpoint import RECORD_KEY, load_model_state, place
+from frozenllm.core.training.distributed import bare, is_main
+from frozenllm.core.training.faults import RunStopped, remove_halves
+from frozenllm.core.training.folder import write_text
 from frozenllm.core.training.registry import HOOKS
 from frozenllm.core.training.seeding import derive_seed, seed_everything
 
@@ -32,6 +37,8 @@ class SafeCheckpoints(Hook):
     - The message hub stays out. Of its values those stay that mmengine's `CheckpointHook` needs to go on: the best
       figure and file, the files it keeps.
     - Arrays in ``meta`` become lists.
+    - They are written aside and renamed, so that a run which is killed or finds no room keeps its earlier ones; the
+      file ``last_checkpoint`` always names one that is there.
     - Resuming and testing refuse a checkpoint of another model or another block, where mmengine warns. One that is
       given as a start (``load_from``) may lack parts, such as the frozen layer.
 
@@ -45,6 +52,17 @@ class SafeCheckpoints(Hook):
 
     def __init__(self, seed_epochs: bool = True) -> None:
         self.seed_epochs = seed_epochs
+
+    def before_run(self, runner: Any) -> None:
+        """Take the runner's writing of checkpoints over, and clear up after a run that was killed."""
+        only_one = False
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook) and hook.max_keep_ckpts == 1:
+                only_one, hook.max_keep_ckpts = True, 2  # mmengine deletes the old one before it writes the new one
+        runner.save_checkpoint = partial(save_aside, runner.save_checkpoint, only_one)
+        if is_main():
+            remove_halves(Path(runner.work_dir))
+            renew_pointer(Path(runner.work_dir))
 
     def before_train_epoch(self, runner: Any) -> None:
         """Seed, and forget which objects KITTI's database sampler has given out."""
@@ -86,6 +104,58 @@ class SafeCheckpoints(Hook):
         meta = checkpoint.get("meta", {})
         if data is not None and meta.get("dataset_meta") == plain(data):
             meta["dataset_meta"] = data
+
+
+def save_aside(
+    save: Callable[..., None], only_one: bool, out_dir: str, filename: str, *args: Any, **kwargs: Any
+) -> None:
+    """mmengine's ``Runner.save_checkpoint``, under a temporary name that is then replaced.
+
+    Args:
+        save: The runner's own method.
+        only_one: Delete the older ones then; the best ones have other names.
+        out_dir: Folder; an address such as ``s3://...`` is left to mmengine.
+        filename: The file in it.
+        args: For ``save``.
+        kwargs: For ``save``.
+
+    Raises:
+        RunStopped: The file cannot be written; the sentence names the last good one.
+    """
+    if "://" in str(out_dir):
+        save(out_dir, filename, *args, **kwargs)
+        return
+    path = Path(out_dir) / filename
+    temporary = path.with_name(f".{filename}.{os.getpid()}.tmp")
+    try:
+        save(out_dir, temporary.name, *args, **kwargs)
+        if is_main():
+            place(temporary, path)
+            numbered = written(path.parent)
+            if only_one and path in numbered:
+                for old in set(numbered) - {path}:
+                    old.unlink()
+    except OSError as error:
+        numbered = written(path.parent)
+        last = f"the last good checkpoint is {numbered[-1]}" if numbered else "no checkpoint had been written yet"
+        raise RunStopped(
+            f"{path} cannot be written ({error.strerror or error}): training stopped, and {last}; make room there and "
+            "continue with --resume."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def written(folder: Path) -> list[Path]:
+    """Checkpoints of mmengine's `CheckpointHook` in a folder, oldest first."""
+    return sorted([*folder.glob("epoch_*.pth"), *folder.glob("iter_*.pth")], key=lambda path: path.stat().st_mtime_ns)
+
+
+def renew_pointer(folder: Path) -> None:
+    """Let ``last_checkpoint`` name the newest checkpoint, should a run have been killed before it did."""
+    pointer, numbered = folder / "last_checkpoint", written(folder)
+    if numbered and not (pointer.exists() and pointer.read_text().strip() == str(numbered[-1])):
+        write_text(pointer, str(numbered[-1]))
 
 
 def renew_samplers(dataset: Any) -> None:

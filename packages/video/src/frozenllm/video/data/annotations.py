@@ -54,7 +54,7 @@ def read_labels(path: str | Path) -> dict[str, int]:
     found = _json(path)
     try:
         labels = {str(template): int(index) for template, index in found.items()}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{path} is not the official labels file: it should map every template to a number.") from None
     if sorted(labels.values()) != list(range(len(labels))):
         raise ValueError(f"{path} should number its {len(labels)} classes from 0 to {len(labels) - 1}.")

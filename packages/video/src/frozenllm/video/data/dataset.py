@@ -91,11 +91,25 @@ class VideoDataset(TolerantDataset):
         """See `TolerantDataset`."""
         return self._training_clips(index) if self.train else self._view(index)
 
+    def describe(self, index: int) -> str:
+        """The video's file, or its id where it is a folder of frames."""
+        return self.source.name(index // self.views)
+
     def placeholder(self, index: int) -> dict[str, Any]:
         """See `TolerantDataset`."""
         size = self.transform.size  # type: ignore[attr-defined]
         clip = torch.zeros(self.sampling.num_frames, 3, size, size)
         return {"inputs": clip, "targets": UNREADABLE, "video": index // self.views}
+
+    def frame_numbers(self, index: int, length: int) -> np.ndarray:
+        """Which frames of its video an evaluated sample shows, ``(T,)``, if the video has ``length`` of them.
+
+        Raises:
+            ValueError: They are drawn at random.
+        """
+        if self.train or self.random_frames:
+            raise ValueError("The frames are drawn at random: which ones cannot be said afterwards.")
+        return self._choice(length).reshape(self.temporal, -1)[index % self.views // self.spatial]
 
     def _training_clips(self, video: int) -> dict[str, Any]:
         frames = self.source.frames(video, self.sampling.random)

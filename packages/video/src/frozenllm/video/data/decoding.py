@@ -84,6 +84,8 @@ def _read_pyav(path: str, choice: Choice) -> Tensor:
             if not container.streams.video:
                 raise BrokenSample(f"The file {path} has no video stream.")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise BrokenSample(f"The video file {path} is encoded in a way that FFmpeg does not know.")
             stream.codec_context.thread_count = 1  # the loader's workers are the threads
             promised = _promised(container, stream)
             frames = _decode(path, container, stream)

@@ -43,7 +43,7 @@ def test_a_worker_that_dies_is_named_with_its_sample(tmp_path: Path) -> None:
         run(tmp_path, "name=a", "runtime.workers=2", *failing("dies"))
     last = numbered(tmp_path)[-1]
     assert re.fullmatch(
-        r"A worker that reads data died \(process \d+ was killed by signal: Killed\) while it read sample 50 of the "
+        r"A worker that reads data died \(process \d+ was ended by SIGKILL\) while it read sample 50 of the "
         r"training data \(points/050\.bin\), for lack of memory perhaps \(then fewer runtime\.workers help\): training "
         rf"stopped, and the last good checkpoint is {last}; continue with resume=true\.",
         str(error.value),

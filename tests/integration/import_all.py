@@ -1,5 +1,6 @@
-"""Import every module of a package: ``python tests/integration/import_all.py frozenllm.core``.
+"""Import every module of a package: ``python tests/integration/import_all.py frozenllm.core [--alone]``.
 
+With ``--alone`` as if nothing were installed but what the package requires.
 A module that needs an extra may refuse, if its error names the extra to install.
 """
 
@@ -19,6 +20,10 @@ def module_names(package: str) -> list[str]:
 
 def main() -> int:
     package = sys.argv[1]
+    if "--alone" in sys.argv:
+        from brought import Alone
+
+        Alone(package.replace(".", "-")).install()
     failures = 0
     for name in module_names(package):
         try:

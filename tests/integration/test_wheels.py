@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
+from brought import closure
 from wheelhouse import DOMAINS, FOREIGN, HERE, OWN, PACKAGES, UV, build_all, environment, run, train_and_predict
 
 
@@ -80,25 +79,3 @@ def test_a_package_brings_nothing_of_another_domain(package):
     assert not brought & (FOREIGN - OWN.get(package, set()))
     assert OWN.get(package, set()) <= brought
     assert {"torch", "transformers"} <= brought
-
-
-def closure(distribution: str, extras: frozenset[str] = frozenset()) -> set[str]:
-    """Names of all distributions that installing one brings."""
-    found: set[str] = set()
-    seen: set[tuple[str, frozenset[str]]] = set()
-    left = [(distribution, extras)]
-    while left:
-        name, wanted = left.pop()
-        if (name, wanted) in seen:
-            continue
-        seen.add((name, wanted))
-        try:
-            requires = importlib.metadata.requires(name) or []
-        except importlib.metadata.PackageNotFoundError:  # of another platform
-            continue
-        for requirement in map(Requirement, requires):
-            if not requirement.marker or any(requirement.marker.evaluate({"extra": x}) for x in ("", *wanted)):
-                needed = requirement.name.lower().replace("_", "-")
-                found.add(needed)
-                left.append((needed, frozenset(requirement.extras)))
-    return found

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from frozenllm.core.analysis.relevance import auroc
 from frozenllm.core.analysis.study import Study, read_study
-from frozenllm.core.studying import HOST, LAYER, WEIGHTS, read_studied, validation_data
+from frozenllm.core.study import HOST, LAYER, WEIGHTS, read_studied, validation_data
 from frozenllm.core.training import compose_config, train
 from frozenllm.motion import study as motion_study
 from frozenllm.motion.driven import driven_lanes
-from frozenllm.motion.looking import activations
 from frozenllm.motion.models import MMTransformer
+from frozenllm.motion.pictures import activations
 from frozenllm.motion.scene import LANE_ATTRIBUTES
 from frozenllm.motion.testing import random_inputs
 from frozenllm.motion.toy import write_toy_argoverse2

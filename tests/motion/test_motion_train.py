@@ -126,7 +126,7 @@ def by_tool(tmp_path_factory: pytest.TempPathFactory, toy2: Path) -> Path:
 def test_tool_and_submission_from_the_command_line(by_tool: Path, capsys: pytest.CaptureFixture) -> None:
     summary = json.loads((by_tool / "summary.json").read_text())
     assert (summary["iterations"], summary["frozen"]) == (4, 791_040)
-    submit.main([str(by_tool), "data.max_lanes=20", "--checkpoint", "last"])
+    submit.main([str(by_tool), "data.max_lanes=20"])
     assert f"wrote {by_tool / 'submission.parquet'}" in capsys.readouterr().out
     assert len(_read_argoverse2(by_tool / "submission.parquet")) == 3
 
@@ -148,7 +148,7 @@ def test_what_is_wrong_is_said_in_one_sentence(by_tool: Path, arguments: list[st
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="There is no checkpoint at"):
+    with pytest.raises(SystemExit, match="is not the folder of a run: it has no checkpoints/last.pt"):
         submit.main([str(tmp_path)])
 
 

@@ -64,7 +64,7 @@ def run(scans_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_draws_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    look.main([str(run), "--clouds", "2", "--out", str(tmp_path / "new")])
+    look.main([str(run), "--count", "2", "--out", str(tmp_path / "new")])
     assert capsys.readouterr().out.splitlines() == [f"wrote {tmp_path}/new/look.{end}" for end in ("png", "html")]
     with Image.open(tmp_path / "new" / "look.png") as image:
         assert image.size == (624, 648)
@@ -78,7 +78,7 @@ def test_the_command_draws_a_run(run: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_several_runs_share_a_picture(run: Path, tmp_path: Path) -> None:
-    look.main([str(run), str(run.parent / ".." / run.parent.name / run.name), "--clouds", "1", "--out", str(tmp_path)])
+    look.main([str(run), str(run.parent / ".." / run.parent.name / run.name), "--count", "1", "--out", str(tmp_path)])
     with Image.open(tmp_path / "look.png") as image:
         assert image.size == (312, 648)  # the same rows from the same run
 
@@ -88,8 +88,8 @@ def test_mistakes_give_one_sentence(run: Path, tmp_path: Path, monkeypatch: pyte
         look.main([str(tmp_path)])
     assert "is not the folder of a run: it has no checkpoints/last.pt" in str(stopped.value)
     with pytest.raises(SystemExit) as stopped:
-        look.main([str(run), "--clouds", "0"])
-    assert "--clouds must be positive" in str(stopped.value)
+        look.main([str(run), "--count", "0"])
+    assert "--count must be 1 or more" in str(stopped.value)
     other = shutil.copytree(run, tmp_path / "other")
     checkpoint = torch.load(other / "checkpoints" / "last.pt", weights_only=True)
     changed = checkpoint["meta"]["config"].replace("variant: objectonly", "variant: hardest")

@@ -13,7 +13,7 @@ import torch
 from frozenllm.core.analysis import magnitude
 from frozenllm.core.analysis.scores import Scores
 from frozenllm.core.analysis.study import Study, read_study
-from frozenllm.core.studying import HOST, LAYER, read_studied
+from frozenllm.core.study import HOST, LAYER, read_studied
 from frozenllm.core.training import compose_config, train
 from frozenllm.pointcloud import study as cloud_study
 from frozenllm.pointcloud.data.scanobjectnn import read_mask

@@ -83,7 +83,7 @@ def test_run_checkpoint_with_views_and_heat_map(
     out = tmp_path / "out.mp4"
     labels = toy_videos_root / "labels.json"
     arguments = [str(video), "--checkpoint", str(runs[arm]), "--labels", str(labels), "--views", "2x3"]
-    predict.main([*arguments, "--save", str(out)])
+    predict.main([*arguments, "--out", str(out)])
     text = capsys.readouterr().out
     rows = printed(text)
     assert {name for _, name in rows} == set(json.loads(labels.read_text()))
@@ -167,8 +167,8 @@ def test_mistakes_give_one_sentence(
         ([clip, *run, "--labels", clip], "is no text file"),
         ([clip, *run, "--top", "0"], "--top must be 1 or more"),
         ([clip, *run, "--views", "3"], "two numbers such as 2x3"),
-        ([clip, *run, "--save", str(tmp_path / "out.gif")], "must end in"),
-        ([clip, *run, "--save", str(tmp_path / "no" / "out.mp4")], "cannot be written"),
+        ([clip, *run, "--out", str(tmp_path / "out.gif")], "must end in"),
+        ([clip, *run, "--out", str(tmp_path / "no" / "out.mp4")], "cannot be written"),
         ([clip, *run, "--llm-heads", "3"], "leave out llm_heads"),
         ([clip, "--checkpoint", str(official), *OFFICIAL, "--llm-path", "x"], "leave out --llm-path"),
     ):

@@ -42,29 +42,30 @@ SEVEN_B = (
 )
 # A small block in the large one's place: the recipe's other choices stay.
 TINY = [f"+llm.spec={SPEC}", "llm.kind=random", "llm.dtype=null"]
+TOYS = ("moving_digits", "resting_digits")
 SMALL = ["model.host=null", "model.image_size=32", "model.num_frames=4", "+model.hidden_size=24"]
 SMALL += ["+model.num_attention_heads=2", "+model.intermediate_size=48", "+model.num_hidden_layers=2"]
 
 
 def composed(recipe: str, *overrides: str) -> DictConfig:
-    root = [] if recipe == "moving_digits" else ["data.root=/data"]
+    root = [] if recipe in TOYS else ["data.root=/data"]
     return compose_config(CONFIG, [f"recipe={recipe}", *root, *overrides])
 
 
 def test_all_of_the_papers_rows_are_there() -> None:
-    assert {*PAPER, "moving_digits"} <= set(RECIPES)
+    assert {*PAPER, *TOYS} <= set(RECIPES)
     assert {"mlp", "random_trained"} <= set(ABLATIONS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_builds_at_small_widths(recipe: str) -> None:
-    toy = recipe == "moving_digits"
+    toy = recipe in TOYS
     kind = composed(recipe).llm.kind
     cfg = composed(recipe, *([] if toy else SMALL), *(TINY if kind != "none" else []))
     model = build_model(cfg)
     assert isinstance(model, FrozenLLMVideoMAE)
     assert (model.llm is not None) == (kind != "none")
-    out = model(torch.randn(2, 8 if toy else 4, 3, 32, 32))
+    out = model(torch.randn(2, cfg.data.num_frames if toy else 4, 3, 32, 32))
     assert out.shape == (2, cfg.data.num_classes)
     out.sum().backward()
 

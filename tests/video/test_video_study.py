@@ -14,7 +14,7 @@ from PIL import Image
 from frozenllm.core.analysis import magnitude
 from frozenllm.core.analysis.scores import Scores
 from frozenllm.core.analysis.study import Study, read_study
-from frozenllm.core.studying import HOST, LAYER, read_studied, validation_data
+from frozenllm.core.study import HOST, LAYER, read_studied, validation_data
 from frozenllm.core.training import compose_config, train
 from frozenllm.video import study as video_study
 from frozenllm.video.toy import TRUTH, write_toy_frames

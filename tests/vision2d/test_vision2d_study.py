@@ -222,3 +222,13 @@ def test_arms_are_compared_image_by_image(runs, toy, tmp_path, capsys):
     assert read_study(runs["none"]) is not None
     with pytest.raises(SystemExit, match="given twice"):
         filtering_tool.main([str(runs["none"])] * 2)
+
+
+def test_images_whose_masks_are_broken_are_left_out_and_counted(runs, tmp_path):
+    root = write_toy_imagenet_s(tmp_path / "toy", views=1, limit=2)
+    next((root / "validation-segmentation").glob("*/*.png")).unlink()
+    found = study(runs["none"], masks=root, samples=0, on_error="skip")
+    assert any("1 of 10 images were left out" in note for note in found.notes)
+    assert {f.samples for f in found.findings if f.tap == "host"} == {9}
+    with pytest.raises(ValueError, match="has no mask"):
+        study(runs["none"], masks=root)

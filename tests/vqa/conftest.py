@@ -28,6 +28,24 @@ def rooms_root(cache_home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_rooms() -> list[str]:
+    """Overrides that make any run on toy rooms tiny."""
+    return [
+        "model.width=16",
+        "model.heads=2",
+        "model.pool_out=16",
+        "data.num_points=96",
+        "data.batch_size=16",
+        "data.val_batch_size=64",
+        "runtime.console=false",
+        "runtime.plots=false",
+        "runtime.device=cpu",
+        "runtime.workers=0",
+        "runtime.precision=fp32",
+    ]
+
+
+@pytest.fixture(scope="session")
 def encoders(cache_home: Path) -> Path:
     """Encoders of width 32."""
     return write_encoders(cache_home / "encoders", width=32)

@@ -180,9 +180,7 @@ def test_losses_are_ten_times_sqa3ds_weighted_sum() -> None:
                 size.append(F.smooth_l1_loss(found["size_res_norm"][row, k, kind], wanted))
                 sem.append(F.cross_entropy(found["sem_scores"][row, k], kind))
                 clas.append(F.cross_entropy(found["size_class"][row, k], kind))
-    back = [
-        (found["center"][row] - centre).square().sum(1).min() for row in range(2) for centre in boxes[row][:, :3]
-    ]
+    back = [(found["center"][row] - centre).square().sum(1).min() for row in range(2) for centre in boxes[row][:, :3]]
 
     def mean(values: list[Tensor]) -> Tensor:
         return torch.stack(values).mean() if values else torch.tensor(0.0)
@@ -194,6 +192,20 @@ def test_losses_are_ten_times_sqa3ds_weighted_sum() -> None:
     heading = losses.pop("dir_res_loss") + losses.pop("dir_class_loss")  # boxes have no heading
     assert heading >= 0
     torch.testing.assert_close(sum(losses.values()), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_shifted_scene_gets_the_same_answers() -> None:
+    """Without boxes, tokens know no absolute places: SQA3D's host answers alike wherever the scene's origin is."""
+    points = (POINTS * 64).round() / 64  # so that shifted coordinates are exact
+    moved = points.clone()
+    moved[..., :3] += torch.tensor([4.0, -8.0, 2.0])
+    alone = build(llm=LLM)
+    first, second = alone(points, SITUATION, QUESTION), alone(moved, SITUATION, QUESTION)
+    torch.testing.assert_close(first["answers"], second["answers"], rtol=1e-4, atol=1e-5)
+    boxed = build(boxes=True)
+    assert not torch.allclose(
+        boxed(points, SITUATION, QUESTION)["answers"], boxed(moved, SITUATION, QUESTION)["answers"], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("options", "words"), [

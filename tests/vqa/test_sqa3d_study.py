@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("mmdet3d", reason="needs the extra [scenes]")
 
 from frozenllm.core.analysis.study import read_study
-from frozenllm.core.studying import HOST, LAYER
+from frozenllm.core.study import HOST, LAYER
 from frozenllm.core.training import compose_config, train
 from frozenllm.vqa import study as vqa_study
 from frozenllm.vqa.scenes.asked import asked_about, inside

@@ -23,7 +23,7 @@ def test_rooms_are_those_of_the_text(rooms_root: Path) -> None:
     for question in sqa3d_questions(str(rooms_root), "val")[:40]:
         scene = read_scene(rooms_root / "scannet_data", question.scene_id)
         pose = to_aligned(np.array(question.pose), scene.centre, scene.align)
-        named = [wall for wall in WALLS if f"facing the {wall} wall" in question.situation]
+        named = [wall for wall in WALLS if f"facing the {wall} wall" in question.situation.lower()]
         angle = WALLS.index(named[0]) * np.pi / 2
         np.testing.assert_allclose(heading(pose), [np.cos(angle), np.sin(angle), 0], atol=1e-3)
         floor = scene.semantic == -1

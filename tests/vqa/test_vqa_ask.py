@@ -35,7 +35,7 @@ def image(vqa_root: Path) -> Path:
 
 def test_command_prints_answers(run: str, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "active.png"
-    ask.main([str(image), QUESTION, "--checkpoint", run, "--top", "3", "--activations", str(picture)])
+    ask.main([str(image), QUESTION, "--checkpoint", run, "--top", "3", "--out", str(picture)])
     *answers, wrote = capsys.readouterr().out.splitlines()
     assert wrote == f"wrote {picture}"
     answerer = Answerer(run)
@@ -70,8 +70,8 @@ def test_probabilities_and_activations(run: str, image: Path) -> None:
 @pytest.mark.parametrize(("change", "words"), [
     ({"image": "/no/such.jpg"}, r"The image /no/such\.jpg does not exist"), ({"question": "  "}, "question is empty"),
     ({"--top": "0"}, "must be positive"), ({"--checkpoint": "/no/such.pt"}, "no checkpoint at"),
-    ({"--activations": "/no/such/folder/x.png"}, "cannot be written"),
-    ({"--activations": "x.unknown"}, "cannot be written"),
+    ({"--out": "/no/such/folder/x.png"}, "cannot be written"),
+    ({"--out": "x.unknown"}, "cannot be written"),
 ])  # fmt: skip
 def test_wrong_input_gives_one_sentence(run: str, image: Path, change: dict[str, str], words: str) -> None:
     given = {"image": str(image), "question": QUESTION, "--checkpoint": run, **change}

@@ -84,9 +84,9 @@ def test_command_equals_the_whole_matrix(
     pairs = np.array_split(np.arange(whole.size), 9)
     again = np.concatenate([score(*(part.tolist() for part in np.divmod(some, whole.shape[1]))) for some in pairs])
     np.testing.assert_allclose(again, whole.ravel(), rtol=0, atol=5e-3 * np.abs(whole).max() + 1e-3)  # kept in float16
-    retrieve.main(["--checkpoint", path, "--part", "test", "--pair-chunk", "64"])
+    retrieve.main([str(result.run_dir), "--split", "test", "--pair-chunk", "64"])
     printed = json.loads(capsys.readouterr().out)
     assert set(printed) == {f"{way}@{k}" for way in ("ir", "tr") for k in (1, 5, 10)}
     assert json.loads((Path(result.run_dir) / "retrieval.jsonl").read_text())["ir@1"] == printed["ir@1"]
     with pytest.raises(SystemExit, match=r"error: There is no checkpoint at /no/such.pt\."):
-        retrieve.main(["--checkpoint", "/no/such.pt"])
+        retrieve.main(["/no/such.pt"])

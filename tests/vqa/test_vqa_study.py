@@ -12,7 +12,7 @@ import torch
 from frozenllm.core.analysis import magnitude
 from frozenllm.core.analysis.scores import Scores
 from frozenllm.core.analysis.study import Study, read_study
-from frozenllm.core.studying import HOST, LAYER, WEIGHTS, read_studied, validation_data
+from frozenllm.core.study import HOST, LAYER, WEIGHTS, read_studied, validation_data
 from frozenllm.core.training import compose_config, train
 from frozenllm.vqa import study as vqa_study
 from frozenllm.vqa.runs import ready

@@ -11,14 +11,21 @@ Needs matplotlib, which the extra ``[train]`` brings::
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib
-from cycler import cycler  # comes with matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+try:
+    import matplotlib
+    from cycler import cycler  # comes with matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image  # as well
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"Plots need {error.name}, which is not installed: pip install 'frozenllm-core[train]'.", name=error.name
+    ) from error
 
 COLOURS = ("#1d4ed8", "#c2650a", "#15803d", "#a21caf", "#0e7490", "#b91c1c", "#854d0e", "#475569")
 HOST_COLOUR = "#64748b"
@@ -60,3 +67,10 @@ def new_figure(width: float, height: float, *, margins: tuple[float, float, floa
         left, right, bottom, top = margins
         figure.subplots_adjust(left=left, right=right, bottom=bottom, top=top)
     return figure
+
+
+def as_image(figure: Figure, dpi: int = 100) -> Image.Image:
+    """The drawn figure as a picture in RGB, for reports and studies."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format="png")
+    return Image.open(buffer).convert("RGB")

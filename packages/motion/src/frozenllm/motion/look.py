@@ -7,7 +7,6 @@ happened, and how active every polyline's token is behind the frozen layer.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from frozenllm.core.training.cli import users_error
-from frozenllm.motion.looking import ACTIVATIONS, ScenePicture, activations
+from frozenllm.core.training import errors_in_a_sentence
+from frozenllm.motion.pictures import ACTIVATIONS, ScenePicture, activations
 from frozenllm.motion.trained import Trained, as_batch, load_trained
 
 
@@ -88,18 +87,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m frozenllm.motion.look", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("run", type=Path, help="folder of a run, or a checkpoint in it")
-    parser.add_argument("overrides", nargs="*", help="changes of the run's config, such as data.root=/data/av2")
-    parser.add_argument("--checkpoint", default="last", choices=["last", "best"])
+    parser.add_argument("run", type=Path, help="the run folder, or one of its checkpoints")
+    parser.add_argument("overrides", nargs="*", help="changes of the run's config, such as data.root=/data/argoverse2")
     parser.add_argument("--split", default="val")
-    parser.add_argument("--count", type=int, default=4, help="scenarios")
+    parser.add_argument("--count", type=int, default=4, help="scenarios (%(default)s)")
     parser.add_argument("--scenario", help="the id of one scenario")
     parser.add_argument("--activation", default="magnitude", choices=ACTIVATIONS, help="of the polylines' tokens")
     parser.add_argument("--no-film", action="store_true", help="pictures only")
     parser.add_argument("--out", type=Path, help="folder to write (<run>/looks)")
     options = parser.parse_intermixed_args(argv)
-    try:
-        trained = load_trained(options.run, options.overrides, options.checkpoint)
+    with errors_in_a_sentence():
+        trained = load_trained(options.run, options.overrides)
         folder = options.out or trained.folder / "looks"
         files = look(
             trained,
@@ -110,11 +108,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             film=not options.no_film,
             scenario=options.scenario,
         )
-    except (ValueError, OSError) as error:
-        sentence = str(error) if isinstance(error, OSError) else users_error(error)
-        if sentence is None:
-            raise
-        sys.exit(f"error: {sentence}")
     print(f"wrote {len(files)} files to {folder}")
 
 

@@ -18,13 +18,14 @@ from frozenllm.core.analysis import class_attention
 from frozenllm.core.analysis.relevance import auroc, pointing, relevant_share, share_inside
 from frozenllm.core.analysis.scores import Scores
 from frozenllm.core.analysis.study import Frame, Mark, Sample, Study
-from frozenllm.core.studying import (
+from frozenllm.core.study import (
     HOST,
     LAYER,
     TAPS,
     WEIGHTS,
     activations_of,
     check_counts,
+    pictured_indices,
     read_studied,
     spread_indices,
     studied_device,
@@ -34,9 +35,9 @@ from frozenllm.core.studying import (
     validation_data,
 )
 from frozenllm.motion.driven import driven_lanes
-from frozenllm.motion.looking import TARGET_COLOUR, TRUTH_COLOUR, ScenePicture
 from frozenllm.motion.models import MotionHost
 from frozenllm.motion.models.host import TARGET, Inputs
+from frozenllm.motion.pictures import TARGET_COLOUR, TRUTH_COLOUR, ScenePicture
 from frozenllm.motion.scene import LANE_ATTRIBUTES
 
 DRIVEN, ON_DRIVEN = "driven lanes above other lanes (AUROC)", "share of the lanes' activation on driven ones"
@@ -62,9 +63,10 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
     data, device = validation_data(saved), studied_device(saved)
     model = saved.build().to(device)
     if not isinstance(model, MotionHost):
-        raise ValueError(f"{run} is a run of the model {saved.cfg.model.get('type')!r}, not of motion forecasting.")
+        kind = saved.cfg.model.get("type")
+        raise ValueError(f"{saved.path} is of a run of the model {kind!r}, not of motion forecasting.")
     studied = spread_indices(len(data), limit)  # type: ignore[arg-type]
-    pictured = {studied[place] for place in spread_indices(len(studied), samples)} if samples else set()
+    pictured = pictured_indices(studied, samples)
     scores, result = Scores(), Study("Which lanes and agents are active?", "motion")
     for indices, batch in validation_batches(saved, data, limit, device):
         keep = batch["targets"]["valid"].any(dim=1).nonzero().flatten().tolist()  # others could not be read
@@ -116,7 +118,8 @@ def scene_activations(
 ) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
     """What a model predicts, and how active the polylines are: (tap, kind) -> (B, A + L), agents first, 0 for padding.
 
-    Kinds are those of `frozenllm.core.studying.KINDS`, and the attention that the target's token pays inside the block.
+    Kinds are those of `frozenllm.core.analysis.ACTIVATIONS`, and the attention that the target's token pays inside the
+    block.
 
     Args:
         model: In eval mode.

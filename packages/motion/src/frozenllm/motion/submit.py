@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from frozenllm.core.training import METRICS
-from frozenllm.core.training.cli import users_error
+from frozenllm.core.training import METRICS, errors_in_a_sentence
 from frozenllm.motion.submission import write_argoverse1, write_argoverse2
 from frozenllm.motion.trained import Trained, load_trained
 
@@ -72,20 +70,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m frozenllm.motion.submit", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("run", type=Path, help="folder of a run, or a checkpoint in it")
+    parser.add_argument("run", type=Path, help="the run folder, or one of its checkpoints")
     parser.add_argument("overrides", nargs="*", help="changes of the run's config, such as data.root=/data/argoverse2")
-    parser.add_argument("--checkpoint", default="last", choices=["last", "best"])
     parser.add_argument("--split", help="of the data (the benchmark's test split)")
     parser.add_argument("--out", type=Path, help="the file to write (in the run's folder)")
     options = parser.parse_intermixed_args(argv)
-    try:
-        trained = load_trained(options.run, options.overrides, options.checkpoint)
+    with errors_in_a_sentence():
+        trained = load_trained(options.run, options.overrides)
         path, figures = submit(trained, split=options.split, out=options.out)
-    except (ValueError, OSError) as error:
-        sentence = str(error) if isinstance(error, OSError) else users_error(error)
-        if sentence is None:
-            raise
-        sys.exit(f"error: {sentence}")
     if figures:
         print(json.dumps(figures))
     print(f"wrote {path}")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from yaml import YAMLError
 
-from frozenllm.core.training import DATASETS, FUNCTIONS, MODELS, read_run
+from frozenllm.core.training import DATASETS, FUNCTIONS, MODELS, folder_of_run, read_run
 from frozenllm.core.training.checkpoint import load_model_state
 from frozenllm.core.training.distributed import pick_device
 from frozenllm.core.training.settings import import_registrations, model_settings
@@ -41,8 +41,7 @@ class Trained:
     @property
     def folder(self) -> Path:
         """The run's folder; of a checkpoint that lies elsewhere, the one that it lies in."""
-        here = self.checkpoint.parent
-        return here.parent if here.name == "checkpoints" else here
+        return folder_of_run(self.checkpoint)
 
     def dataset(self, split: str) -> Dataset:
         """The run's validation data, of another split.
@@ -79,19 +78,17 @@ class Trained:
             yield from self.task(**self.move(batch), mode="predict")
 
 
-def load_trained(run: Path, overrides: Sequence[str] = (), checkpoint: str = "last") -> Trained:
-    """Read a run folder, or a checkpoint of one.
+def load_trained(run: str | Path, overrides: Sequence[str] = ()) -> Trained:
+    """Read a finished run.
 
     Args:
-        run: The folder that training left, or a ``.pt`` file in it.
+        run: The run folder, or one of its checkpoints.
         overrides: Changes of the run's config such as ``data.root=/data/av2`` or ``llm.path=/models/llama-7b``.
-        checkpoint: ``"last"`` or ``"best"``, where ``run`` is a folder.
 
     Raises:
         ValueError: There is no such run, it is not one of motion forecasting, or a change names no key of its config.
     """
-    path = run / "checkpoints" / f"{checkpoint}.pt" if run.is_dir() else run
-    saved = read_run(path)
+    saved = read_run(run)
     cfg = saved.cfg
     for change in overrides:
         _change(cfg, change)
@@ -100,9 +97,10 @@ def load_trained(run: Path, overrides: Sequence[str] = (), checkpoint: str = "la
     settings: dict[str, Any] = OmegaConf.to_container(cfg.task, resolve=True)  # type: ignore[assignment]
     task = MODELS.build({**settings, "model": model_settings(cfg), "precision": cfg.runtime.precision})
     if not isinstance(task, MotionTask):
-        raise ValueError(f"{path} is a run of {settings['type']}, not one of motion forecasting.")
-    load_model_state(task, saved.state, path)
-    return Trained(cfg, task.to(device).eval(), device, path)
+        kind = cfg.model.get("type")
+        raise ValueError(f"{saved.path} is of a run of the model {kind!r}, not of motion forecasting.")
+    load_model_state(task, saved.state, saved.path)
+    return Trained(cfg, task.to(device).eval(), device, saved.path)
 
 
 def _change(cfg: DictConfig, change: str) -> None:

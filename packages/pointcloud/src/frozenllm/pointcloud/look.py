@@ -8,8 +8,7 @@ tokens that their points went into (paper A.3): as they leave the host and, wher
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,34 +16,32 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from frozenllm.core.analysis import frequency, magnitude, tapped
-from frozenllm.core.training import DATASETS, read_run
-from frozenllm.pointcloud import train as _registrations  # noqa: F401
+from frozenllm.core.analysis import ACTIVATIONS, activation_named, tapped
+from frozenllm.core.training import DATASETS, errors_in_a_sentence, folder_of_run, read_run
 from frozenllm.pointcloud.model import Groups, PointBERT
 from frozenllm.pointcloud.transforms import thin
+from frozenllm.pointcloud.turnable import Scene, write_turnable
 
 __all__ = ["activation_maps", "save_html", "save_png", "spread"]
 
-MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"magnitude": magnitude, "frequency": frequency}
 HOST, LAYER = "host", "frozen layer"
 
 
-def activation_maps(model: PointBERT, points: Tensor, measure: str = "magnitude") -> dict[str, Tensor]:
+def activation_maps(model: PointBERT, points: Tensor, activation: str = "magnitude") -> dict[str, Tensor]:
     """Activation of every point, from 0 to 1 in a cloud.
 
     Args:
         model: In eval mode.
         points: ``(B, N, 3)``.
-        measure: ``"magnitude"`` or ``"frequency"``, see `frozenllm.core.analysis`.
+        activation: ``"magnitude"`` or ``"frequency"``, see `frozenllm.core.analysis`.
 
     Returns:
         ``"host"``, and ``"frozen layer"`` where the model has one: ``(B, N)``. The class token takes no part.
 
     Raises:
-        ValueError: The measure is unknown.
+        ValueError: The activation is unknown.
     """
-    if measure not in MEASURES:
-        raise ValueError(f"The measure must be one of {', '.join(MEASURES)}, not {measure!r}.")
+    measure = activation_named(activation)
     groups = model.group(points)
     with torch.no_grad():
         if model.llm is None:
@@ -53,7 +50,7 @@ def activation_maps(model: PointBERT, points: Tensor, measure: str = "magnitude"
             with tapped(model) as taps:
                 model(points)
             tokens = {HOST: taps["host"], LAYER: taps["adapter_out"]}
-    return {name: spread(MEASURES[measure](x[:, 1:]), groups, points) for name, x in tokens.items()}
+    return {name: spread(measure(x[:, 1:]), groups, points) for name, x in tokens.items()}
 
 
 def spread(values: Tensor, groups: Groups, points: Tensor) -> Tensor:
@@ -77,14 +74,10 @@ def spread(values: Tensor, groups: Groups, points: Tensor) -> Tensor:
 
 def save_png(path: Path | BinaryIO, clouds: Tensor, rows: Mapping[str, Tensor], titles: Sequence[str]) -> None:
     """A picture: a row for each map, a column for each cloud ``(C, N, 3)``, y upright."""
-    import matplotlib as mpl
+    from frozenllm.core.style import new_figure, styled  # matplotlib takes a second to import
 
-    with mpl.rc_context({"figure.facecolor": "white"}):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(2.6 * len(clouds), 2.7 * len(rows)), layout="constrained")
-        FigureCanvasAgg(figure)
+    with styled():
+        figure = new_figure(2.6 * len(clouds), 2.7 * len(rows))
         for r, (name, values) in enumerate(rows.items()):
             for c, cloud in enumerate(clouds):
                 axes = figure.add_subplot(len(rows), len(clouds), r * len(clouds) + c + 1, projection="3d")
@@ -104,33 +97,17 @@ def save_html(path: Path, clouds: Tensor, rows: Mapping[str, Tensor], titles: Se
     Raises:
         ImportError: plotly is not installed.
     """
-    try:
-        from plotly.graph_objects import Scatter3d
-        from plotly.subplots import make_subplots
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "Interactive pictures need plotly, which is not installed: pip install 'frozenllm-pointcloud[html]'."
-        ) from error
-
-    figure = make_subplots(
-        rows=len(rows),
-        cols=len(clouds),
-        specs=[[{"type": "scene"}] * len(clouds)] * len(rows),
-        subplot_titles=[f"{title}<br>{name}" for name in rows for title in titles],
-        horizontal_spacing=0.01,
-        vertical_spacing=0.08,
-    )
-    for r, values in enumerate(rows.values()):
+    grid = []
+    for name, values in rows.items():
+        cells = []
         for c, cloud in enumerate(clouds):
             x, y, z = cloud.T.tolist()
             marker = {"size": 3, "color": values[c].tolist(), "colorscale": "Viridis", "cmin": 0, "cmax": 1}
-            marker["showscale"] = r == c == 0
-            trace = Scatter3d(x=x, y=z, z=y, mode="markers", marker=marker, showlegend=False, hoverinfo="skip")
-            figure.add_trace(trace, row=r + 1, col=c + 1)
-    hidden = {"visible": False}
-    figure.update_scenes(xaxis=hidden, yaxis=hidden, zaxis=hidden, aspectmode="data")
-    figure.update_layout(height=380 * len(rows), margin={"l": 10, "r": 10, "t": 40, "b": 10}, template="plotly_white")
-    figure.write_html(path, include_plotlyjs=True)
+            marker["showscale"] = not grid and not cells
+            dots = {"x": x, "y": z, "z": y, "mode": "markers", "marker": marker, "hoverinfo": "skip"}
+            cells.append(Scene(f"{titles[c]}<br>{name}", [dots]))
+        grid.append(cells)
+    write_turnable(path, grid, height=380)
 
 
 def load_run(run: Path) -> tuple[PointBERT, DictConfig]:
@@ -139,16 +116,13 @@ def load_run(run: Path) -> tuple[PointBERT, DictConfig]:
     Raises:
         ValueError: There is no checkpoint, or it is damaged or of another model.
     """
-    saved = read_run(run)
-    kind = saved.cfg.model.get("type")
-    if kind != "point_bert":
-        raise ValueError(f"{run} is a run of the model {kind!r}, not of a point cloud classifier.")
+    saved = read_run(run).expect("a point cloud classifier", "point_bert")
     model = saved.build()
     assert isinstance(model, PointBERT)
     return model, saved.cfg
 
 
-def look(run: Path, count: int, measure: str) -> tuple[Tensor, dict[str, Tensor], list[str]]:
+def look(run: Path, count: int, activation: str) -> tuple[Tensor, dict[str, Tensor], list[str]]:
     """Clouds, their maps and their titles for a run: the first test clouds of different classes.
 
     Raises:
@@ -162,7 +136,7 @@ def look(run: Path, count: int, measure: str) -> tuple[Tensor, dict[str, Tensor]
     with torch.no_grad():
         guesses = model(clouds).argmax(dim=1).tolist()
     titles = [f"class {data.targets[p]}, predicted {guess}" for p, guess in zip(chosen, guesses, strict=True)]
-    return clouds, activation_maps(model, clouds, measure), titles
+    return clouds, activation_maps(model, clouds, activation), titles
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -172,33 +146,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Arguments; None for the process's.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs on the same data")
-    parser.add_argument("--clouds", type=int, default=5, help="how many, of different classes")
-    parser.add_argument("--measure", default="magnitude", choices=sorted(MEASURES))
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or checkpoints in them, on the same data")
+    parser.add_argument("--count", type=int, default=5, help="clouds, of different classes (%(default)s)")
+    parser.add_argument("--activation", default="magnitude", choices=list(ACTIVATIONS), help="of the tokens")
     parser.add_argument("--out", type=Path, help="folder for the pictures; by default that of the first run")
     args = parser.parse_args(argv)
-    try:
-        if args.clouds < 1:
-            raise ValueError(f"--clouds must be positive, not {args.clouds}.")
+    with errors_in_a_sentence():
+        if args.count < 1:
+            raise ValueError(f"--count must be 1 or more, not {args.count}.")
         rows: dict[str, Tensor] = {}
         shown: Tensor | None = None
         for run in args.runs:
-            clouds, maps, titles = look(run, args.clouds, args.measure)
+            clouds, maps, titles = look(run, args.count, args.activation)
             if shown is not None and not torch.equal(shown, clouds):
                 raise ValueError(f"{run} was tested on other clouds than {args.runs[0]}: look at it by itself.")
             shown = clouds
             label = f"{run.resolve().parent.name}/{run.resolve().name}: " if len(args.runs) > 1 else ""
             titles = [title.partition(",")[0] for title in titles] if len(args.runs) > 1 else titles
             rows |= {label + name: values for name, values in maps.items()}
-        out = args.out or args.runs[0]
+        out = args.out or folder_of_run(args.runs[0])
         out.mkdir(parents=True, exist_ok=True)
         save_png(out / "look.png", clouds, rows, titles)
         print(f"wrote {out / 'look.png'}")
         save_html(out / "look.html", clouds, rows, titles)
         print(f"wrote {out / 'look.html'}")
-    except (ValueError, ImportError, OSError) as error:
-        at = f"{error.filename}: {error.strerror}." if isinstance(error, OSError) and error.filename else error
-        sys.exit(f"error: {at}")
 
 
 if __name__ == "__main__":

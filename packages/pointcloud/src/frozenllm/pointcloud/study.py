@@ -17,11 +17,12 @@ from torch import Tensor
 from frozenllm.core.analysis.relevance import auroc, relevant_share, share_inside
 from frozenllm.core.analysis.scores import Scores
 from frozenllm.core.analysis.study import Frame, Mark, Sample, Study
-from frozenllm.core.studying import (
+from frozenllm.core.study import (
     HOST,
     LAYER,
     activations_of,
     check_counts,
+    pictured_indices,
     read_studied,
     spread_indices,
     studied_device,
@@ -60,17 +61,14 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
         ValueError: The run is not of a classifier of point clouds, or it or its data cannot be read.
     """
     check_counts(limit, samples)
-    saved = read_studied(run, weights)
-    if saved.cfg.model.get("type") != "point_bert":
-        kind = saved.cfg.model.get("type")
-        raise ValueError(f"{run} is a run of the model {kind!r}, not of a point cloud classifier.")
+    saved = read_studied(run, weights).expect("a point cloud classifier", "point_bert")
     data, device = validation_data(saved), studied_device(saved)
     assert isinstance(data, PointClouds)
     model = saved.build().to(device)
     assert isinstance(model, PointBERT)
     masks = read_mask(data.where) if data.where.endswith(".h5") else None
     studied = spread_indices(len(data), limit)
-    pictured = {studied[place] for place in spread_indices(len(studied), samples)} if samples else set()
+    pictured = pictured_indices(studied, samples)
     scores, result, clouds = Scores(), Study("Which points of a cloud are active?", "pointcloud"), []
     background = False
     for indices, batch in validation_batches(saved, data, limit, device):

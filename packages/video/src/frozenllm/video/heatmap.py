@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from frozenllm.core.analysis import frequency, magnitude, tapped
+from frozenllm.core.analysis import activation_named, tapped
 from frozenllm.core.film import write_film
 from frozenllm.video.model import FrozenLLMVideoMAE
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"magnitude": magnitude, "frequency": frequency}
 SUFFIXES = (".mp4", ".mkv", ".mov")
 _SMALLEST = 224  # pixels of the shorter side: what is smaller is enlarged
 _OPACITY = 0.5
@@ -35,8 +33,7 @@ def token_activations(model: FrozenLLMVideoMAE, clip: Tensor, how: str = "magnit
     Raises:
         ValueError: There is no such activation.
     """
-    if how not in ACTIVATIONS:
-        raise ValueError(f"The activation must be one of {', '.join(ACTIVATIONS)}, not {how!r}.")
+    activation = activation_named(how)
     inputs = clip[None].to(next(model.parameters()).device)
     if model.llm is None:
         tokens = model.tokens(inputs)
@@ -44,7 +41,7 @@ def token_activations(model: FrozenLLMVideoMAE, clip: Tensor, how: str = "magnit
         with tapped(model) as taps:
             model(inputs)
         tokens = taps["adapter_out"]
-    return ACTIVATIONS[how](tokens)[0].reshape(model.grid).float().cpu()
+    return activation(tokens)[0].reshape(model.grid).float().cpu()
 
 
 def spread(activations: Tensor, times: np.ndarray, at: np.ndarray, size: tuple[int, int]) -> Tensor:

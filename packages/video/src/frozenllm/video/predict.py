@@ -1,17 +1,18 @@
 """Classes of a video, and where its tokens are active.
 
-python -m frozenllm.video.predict clip.mp4 --checkpoint FILE --labels FILE [--save out.mp4]
+python -m frozenllm.video.predict clip.mp4 --checkpoint FILE --labels FILE [--out out.mp4]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from frozenllm.video.heatmap import ACTIVATIONS, SUFFIXES
+from frozenllm.core.analysis import ACTIVATIONS
+from frozenllm.core.training import errors_in_a_sentence
+from frozenllm.video.heatmap import SUFFIXES
 from frozenllm.video.predictor import load_predictor
 
 
@@ -54,11 +55,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m frozenllm.video.predict", description="Classes of a video.")
     parser.add_argument("video", help="mp4, webm or whatever FFmpeg decodes")
-    parser.add_argument("--checkpoint", required=True, help="of a run (.pt) or of the official release (.pth)")
+    parser.add_argument("--checkpoint", required=True, help="of a run, or its folder; or of the official release")
     parser.add_argument("--labels", help="names: JSON (labels.json of SSv2) or a text file; else numbers")
     parser.add_argument("--views", default="1x1", help="temporal x spatial views; 2x3 is the paper's test [1x1]")
     parser.add_argument("--top", type=int, default=5, help="classes to print [5]")
-    parser.add_argument("--save", type=Path, help=f"write the clip with a heat map over it ({', '.join(SUFFIXES)})")
+    parser.add_argument("--out", type=Path, help=f"write the clip with a heat map over it ({', '.join(SUFFIXES)})")
     parser.add_argument("--activation", default="magnitude", choices=list(ACTIVATIONS), help="what the heat map shows")
     parser.add_argument("--decoder", default="auto", choices=["auto", "pyav", "torchcodec"])
     parser.add_argument("--llm-path", help="of a run: where the block's weights are now")
@@ -66,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, help=f"of an official checkpoint: {what}")
     parser.add_argument("--num-frames", type=int, help="of an official checkpoint: frames of a clip")
     args = parser.parse_args(argv)
-    try:
+    with errors_in_a_sentence():
         temporal, spatial = _views(args.views)
         if args.top < 1:
             raise ValueError(f"--top must be 1 or more, not {args.top}.")
-        if args.save is not None and args.save.suffix not in SUFFIXES:
-            raise ValueError(f"--save {args.save}: the name must end in {', '.join(SUFFIXES)}.")
+        if args.out is not None and args.out.suffix not in SUFFIXES:
+            raise ValueError(f"--out {args.out}: the name must end in {', '.join(SUFFIXES)}.")
         official = {key: getattr(args, key) for key in ("num_heads", "llm_heads", "image_size", "num_frames")}
         predictor = load_predictor(args.checkpoint, llm_path=args.llm_path, official=official)
         number = predictor.num_classes
@@ -79,11 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = predictor.probabilities(args.video, temporal, spatial, args.decoder)
         for value, index in zip(*(t.tolist() for t in found.topk(min(args.top, number))), strict=True):
             print(f"{100 * value:6.2f} %  {names[index]}")
-        if args.save is not None:
-            predictor.draw(args.video, args.save, args.activation, args.decoder)
-            print(f"wrote {args.save}")
-    except (ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        if args.out is not None:
+            predictor.draw(args.video, args.out, args.activation, args.decoder)
+            print(f"wrote {args.out}")
 
 
 def _views(text: str) -> tuple[int, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from frozenllm.core.training import read_run
-from frozenllm.core.training.checkpoint import FORMAT
+from frozenllm.core.training import is_run, read_run
 from frozenllm.video.data import read_video
 from frozenllm.video.heatmap import overlay, spread, token_activations, write_video
 from frozenllm.video.model import FrozenLLMVideoMAE
@@ -108,7 +105,8 @@ def load_predictor(
     """A predictor from a checkpoint.
 
     Args:
-        checkpoint: Of a run of this project (its config says how clips are made), or of the official release.
+        checkpoint: Of a run of this project, or its folder (its config says how clips are made), or of the official
+            release.
         llm_path: Of a run: where the frozen block's weights are, if not where the training run had them.
         official: Further arguments of `frozenllm.video.load_official_checkpoint`.
 
@@ -116,10 +114,8 @@ def load_predictor(
         ValueError: The file is missing, damaged or of no known kind, or an argument is for the other kind.
     """
     path = Path(checkpoint).expanduser()
-    if not path.is_file():
-        raise ValueError(f"There is no checkpoint at {path}.")
     given = {key: value for key, value in (official or {}).items() if value is not None}
-    if not _is_run(path):
+    if not is_run(path):
         if llm_path is not None:
             raise ValueError(f"{path} holds its block itself: leave out --llm-path, which is for checkpoints of runs.")
         model = load_official_checkpoint(path, **given).model
@@ -127,12 +123,8 @@ def load_predictor(
         return Predictor(model, SegmentSampling(model.config.num_frames), EvalTransform(side))
     if given:
         raise ValueError(f"{path} is of a run, whose config is known: leave out {', '.join(sorted(given))}.")
-    run = read_run(path)
+    run = read_run(path).expect("a video classifier", "videomae")
     cfg = run.cfg
-    if cfg.model.get("type") != "videomae":
-        raise ValueError(
-            f"{path} is of another kind of run (model.type={cfg.model.get('type')}), not of a video model."
-        )
     cfg.runtime.precision = "fp32"
     if llm_path is not None:
         cfg.llm.path = llm_path
@@ -140,18 +132,6 @@ def load_predictor(
     assert isinstance(host, FrozenLLMVideoMAE)
     val = OmegaConf.to_container(cfg.data.val, resolve=True)
     return Predictor(host, make_sampling(val["sampling"]), EvalTransform(**val["transform"]))
-
-
-def _is_run(path: Path) -> bool:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the official files hold their arguments
-            content = torch.load(path, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or holds objects other than tensors and plain "
-            "values."
-        ) from error
-    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def _frame_rate(path: str | Path) -> float:

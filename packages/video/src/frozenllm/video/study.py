@@ -16,11 +16,12 @@ from torch import Tensor
 from frozenllm.core.analysis.relevance import auroc, pointing, relevant_share, share_inside
 from frozenllm.core.analysis.scores import Scores
 from frozenllm.core.analysis.study import Frame, Sample, Study, grid_marks
-from frozenllm.core.studying import (
+from frozenllm.core.study import (
     HOST,
     LAYER,
     activations_of,
     check_counts,
+    pictured_indices,
     read_studied,
     spread_indices,
     studied_device,
@@ -32,7 +33,7 @@ from frozenllm.core.studying import (
 from frozenllm.core.training import UNREADABLE
 from frozenllm.video.data import VideoDataset
 from frozenllm.video.model import FrozenLLMVideoMAE
-from frozenllm.video.studypictures import chart, sheet, shown
+from frozenllm.video.study_pictures import chart, sheet, shown
 from frozenllm.video.toy import CLASSES
 from frozenllm.video.truth import ClipTruth, pixels, read_truth
 
@@ -56,16 +57,14 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
         ValueError: The run is not of a video model, or it or its data cannot be read.
     """
     check_counts(limit, samples)
-    saved = read_studied(run, weights)
-    if saved.cfg.model.get("type") != "videomae":
-        raise ValueError(f"{run} is a run of the model {saved.cfg.model.get('type')!r}, not of a video classifier.")
+    saved = read_studied(run, weights).expect("a video classifier", "videomae")
     data, device = validation_data(saved), studied_device(saved)
     assert isinstance(data, VideoDataset)
     model = saved.build().to(device)
     assert isinstance(model, FrozenLLMVideoMAE)
     truth = read_truth(data)
     studied = spread_indices(len(data), limit)
-    pictured = {studied[place] for place in spread_indices(len(studied), samples)} if samples else set()
+    pictured = pictured_indices(studied, samples)
     scores, profiles, result = Scores(), {}, Study("Which tokens and frames of a clip are active?", "video")
     known_moves = 0
     for indices, batch in validation_batches(saved, data, limit, device):

@@ -188,7 +188,7 @@ def _cell(finding: Finding | None) -> str:
 
 def draw(comparison: Comparison) -> dict[str, Image.Image]:
     """Figures by file name."""
-    from frozenllm.vision2d.study_figures import depth_lines, dots  # matplotlib takes a second to import
+    from frozenllm.vision2d.study_pictures import depth_lines, dots  # matplotlib takes a second to import
 
     names = list(comparison.arms)
     colours = {name: HOST_COLOUR if place == 0 else COLOURS[place - 1] for place, name in enumerate(names)}

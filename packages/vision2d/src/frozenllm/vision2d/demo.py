@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import re
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ import torch
 from torch import nn
 
 from frozenllm.core import load_block
-from frozenllm.core.training import ArmResult, build_model, compose_config, table, train
+from frozenllm.core.training import ArmResult, build_model, compose_config, errors_in_a_sentence, table, train
 from frozenllm.core.training.run import RunResult
 from frozenllm.vision2d.toy import write_digits
 from frozenllm.vision2d.train import CONFIG, METRIC
@@ -233,12 +232,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-layers", action="store_true", help="leave out the sweep over the language model's blocks")
     options = parser.parse_args(argv)
     start = time.perf_counter()
-    try:
+    with errors_in_a_sentence():
         summary = run_demo(
             options.runs, options.seeds, epochs=options.epochs, jobs=options.jobs, layers=not options.no_layers
         )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     print(f"\n{summary['table']}\n")
     print(f"{time.perf_counter() - start:.0f} s; open {options.runs / REPORT}")
 

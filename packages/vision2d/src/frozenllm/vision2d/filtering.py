@@ -19,9 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from frozenllm.core.studying import run_folder
-from frozenllm.core.training import compose_config, train
-from frozenllm.core.training.cli import users_error
+from frozenllm.core.training import compose_config, errors_in_a_sentence, folder_of_run, train
 from frozenllm.vision2d.arms import Arm, compare_arms, draw, report_text
 from frozenllm.vision2d.measures import measure
 from frozenllm.vision2d.study import OPTIONS, describe
@@ -45,6 +43,7 @@ def filtering(
     limit: int | None = None,
     samples: int = 6,
     weights: str = "auto",
+    on_error: str | None = None,
 ) -> str:
     """Study runs and compare them.
 
@@ -56,6 +55,7 @@ def filtering(
         limit: At most so many images, spread evenly.
         samples: Images in each study.
         weights: See `frozenllm.core.training.read_run`.
+        on_error: See `frozenllm.vision2d.measures.measure`.
 
     Returns:
         The table.
@@ -67,8 +67,8 @@ def filtering(
     for name, paths in runs.items():
         measured = []
         for path in paths:
-            found = measure(path, masks=masks, rule=rule, limit=limit, weights=weights)
-            describe(found, rule, samples).save(path if path.is_dir() else run_folder(path))
+            found = measure(path, masks=masks, rule=rule, limit=limit, weights=weights, on_error=on_error)
+            describe(found, rule, samples).save(folder_of_run(path))
             measured.append(found)
         arms.append(Arm(name, measured))
     comparison = compare_arms(arms)
@@ -144,7 +144,7 @@ def _processors() -> int:
 
 def _named(paths: Sequence[Path]) -> dict[str, list[Path]]:
     """Arms of runs that the user gives, one each, by the end of their paths that tells them apart."""
-    folders = [path if path.is_dir() else run_folder(path) for path in paths]
+    folders = [folder_of_run(path) for path in paths]
     absolute = [folder.expanduser().absolute().parts for folder in folders]
     for count in range(1, max(len(parts) for parts in absolute) + 1):
         names = ["/".join(parts[-count:]) for parts in absolute]
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", **settings)
     options = parser.parse_args(argv)
     start = time.perf_counter()
-    try:
+    with errors_in_a_sentence():
         runs = (
             _named(options.runs)
             if options.runs
@@ -188,12 +188,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             rule=options.rule,
             limit=options.limit,
             weights=options.weights,
+            on_error=options.on_error,
         )
-    except (ValueError, ImportError) as error:
-        sentence = users_error(error)
-        if sentence is None:
-            raise
-        sys.exit(f"error: {sentence}")
     print(f"\n{text}\n\n{time.perf_counter() - start:.0f} s; figures in {options.out}")
 
 

@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from frozenllm.core.flops import count_flops
-from frozenllm.core.training import build_model, compose_config
+from frozenllm.core.training import build_model, compose_config, errors_in_a_sentence
 from frozenllm.core.training.cost import prediction_cost
 
 _HEAD_WIDTH = 64  # of every vision transformer of DeiT's
@@ -138,11 +138,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     from frozenllm.vision2d.train import CONFIG
 
-    try:
+    with errors_in_a_sentence():
         cfg = compose_config(CONFIG, list(sys.argv[1:] if argv is None else argv))
         targets = target_flops(cfg)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     for way, target in targets.items():
         matched = match_host(cfg, target)
         print(f"host with the layer, {way}: {target / 1e9:.3g} GFLOPs an image")

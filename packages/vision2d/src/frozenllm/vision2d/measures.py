@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from frozenllm.core.analysis import Analysis, GradientCoherence, analyse, frequency, gradient_coherence, magnitude
-from frozenllm.core.studying import check_counts, read_studied, spread_indices, studied_device, validation_data
+from frozenllm.core.study import check_counts, read_studied, spread_indices, studied_device, validation_data
 from frozenllm.core.training import UNREADABLE, SavedRun
 from frozenllm.vision2d.data import ImageDataset
 from frozenllm.vision2d.imagenet_s import IGNORED, MASKS, MaskedImages, SegmentationMasks, imagenet_s, ink

@@ -14,7 +14,7 @@ from PIL import Image
 
 from frozenllm.core.analysis.findings import interval_finding, mean_finding, of_analysis
 from frozenllm.core.analysis.study import Finding, Frame, Sample, Study, grid_marks
-from frozenllm.core.studying import check_counts, spread_indices, study_cli
+from frozenllm.core.study import check_counts, spread_indices, study_cli
 from frozenllm.vision2d.measures import Measured, measure
 
 KINDS = ("magnitude", "frequency", "attention")
@@ -23,6 +23,10 @@ OPTIONS = {
     "rule": {
         "default": "majority",
         "help": "when a patch lies on the object: any, majority, centre, fraction>=T (default: %(default)s)",
+    },
+    "on_error": {
+        "choices": ["raise", "skip"],
+        "help": "what to do about images and masks that cannot be read (default: the run's data.on_error)",
     },
 }
 _PICTURE = 224  # pixels, at least: small pictures are enlarged without smoothing
@@ -36,6 +40,7 @@ def study(
     weights: str = "auto",
     masks: str | Path | None = None,
     rule: str = "majority",
+    on_error: str | None = None,
 ) -> Study:
     """Study a finished run.
 
@@ -46,12 +51,14 @@ def study(
         weights: See `frozenllm.core.training.read_run`.
         masks: Root of ImageNet-S; None for the run's own images.
         rule: See `frozenllm.vision2d.masks.TokenRule`.
+        on_error: ``"raise"`` or ``"skip"``, for images and masks that cannot be read; None for the run's own choice.
 
     Raises:
         ValueError: The run, its data or the masks cannot be read, or an option is unknown.
     """
     check_counts(limit, samples)
-    return describe(measure(run, masks=masks, rule=rule, limit=limit, weights=weights), rule, samples)
+    measured = measure(run, masks=masks, rule=rule, limit=limit, weights=weights, on_error=on_error)
+    return describe(measured, rule, samples)
 
 
 def describe(measured: Measured, rule: str, samples: int = 6) -> Study:
@@ -144,7 +151,7 @@ def _title(measured: Measured, place: int) -> str:
 
 
 def _pictures(found: Sequence[Finding], measured: Measured) -> dict[str, Image.Image]:
-    from frozenllm.vision2d.study_figures import depth_lines, dots  # matplotlib takes a second to import
+    from frozenllm.vision2d.study_pictures import depth_lines, dots  # matplotlib takes a second to import
 
     pictures = {}
     by_kind = {kind: [f for f in found if f.kind == kind and f.name.startswith("IoU")] for kind in KINDS}

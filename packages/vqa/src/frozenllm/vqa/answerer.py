@@ -36,7 +36,7 @@ class Answerer:
     """A run of question answering, ready to be asked.
 
     Args:
-        checkpoint: ``<run folder>/checkpoints/<name>.pt``.
+        checkpoint: ``<run folder>/checkpoints/<name>.pt``, or the run folder.
         device: Where it computes.
 
     Raises:
@@ -44,9 +44,8 @@ class Answerer:
     """
 
     def __init__(self, checkpoint: str | os.PathLike[str], device: str = "cpu") -> None:
-        model, cfg = load_run(checkpoint)
-        if not isinstance(model, MeterVQA):
-            raise ValueError(f"{checkpoint} is not a run of question answering.")
+        model, cfg = load_run(checkpoint, "question answering", "meter_vqa")
+        assert isinstance(model, MeterVQA)
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.transform = clip_transform(int(cfg.data.image_size))

@@ -66,9 +66,7 @@ def targets(scores: Mapping[str, float], index: Mapping[str, int]) -> Tensor:
     return result
 
 
-def find_answers(
-    source: AnswerSource, answers_of: Callable[..., tuple[str, ...]] | None = None
-) -> tuple[str, ...]:
+def find_answers(source: AnswerSource, answers_of: Callable[..., tuple[str, ...]] | None = None) -> tuple[str, ...]:
     """The vocabulary that a config describes.
 
     Args:

@@ -1,4 +1,4 @@
-"""``python -m frozenllm.vqa.app --checkpoint RUN/checkpoints/best.pt``: a page to ask a trained run about images.
+"""``python -m frozenllm.vqa.app RUN``: a page to ask a trained run about images.
 
 Needs the extra ``[app]``. Nothing leaves the machine: the page loads no fonts and reports no usage.
 """
@@ -88,13 +88,13 @@ def serve(answerer: Answerer, *, host: str = "127.0.0.1", port: int | None = 786
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; exits with status 1 and one sentence on a user's error."""
     parser = argparse.ArgumentParser(prog="python -m frozenllm.vqa.app", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--checkpoint", required=True, help="of a run of question answering, in its run folder")
+    parser.add_argument("run", help="the run folder, or one of its checkpoints")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     try:
-        serve(Answerer(args.checkpoint, args.device), host=args.host, port=args.port)
+        serve(Answerer(args.run, args.device), host=args.host, port=args.port)
     except (ValueError, ModuleNotFoundError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:

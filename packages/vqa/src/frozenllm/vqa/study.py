@@ -21,13 +21,14 @@ from frozenllm.core.analysis import class_attention
 from frozenllm.core.analysis.relevance import auroc, pointing, relevant_share, share_inside
 from frozenllm.core.analysis.scores import Scores
 from frozenllm.core.analysis.study import Frame, Sample, Study, grid_marks
-from frozenllm.core.studying import (
+from frozenllm.core.study import (
     HOST,
     LAYER,
     TAPS,
     WEIGHTS,
     activations_of,
     check_counts,
+    pictured_indices,
     read_studied,
     spread_indices,
     studied_device,
@@ -42,7 +43,7 @@ from frozenllm.vqa.data.records import VQARecord
 from frozenllm.vqa.images import MEAN, STD, ImageFile, clip_transform
 from frozenllm.vqa.meter.model import MeterVQA
 from frozenllm.vqa.runs import ready
-from frozenllm.vqa.studypictures import figure
+from frozenllm.vqa.study_pictures import figure
 from frozenllm.vqa.toy.truth import TRUTH
 
 COVERED = 0.5
@@ -89,7 +90,7 @@ def _study(saved: SavedRun, limit: int | None, samples: int) -> Study:
     layer = getattr(model.trunk.llm, "visual", None)
     side = model.trunk.image_encoder.grid
     studied = spread_indices(len(data), limit)
-    pictured = {studied[place] for place in spread_indices(len(studied), samples)} if samples else set()
+    pictured = pictured_indices(studied, samples)
     scores, result = Scores(), Study("Which patches of an image are active, given a question?", "vqa")
     known = False
     for indices, batch in validation_batches(saved, data, limit, device):
@@ -126,9 +127,8 @@ def _study(saved: SavedRun, limit: int | None, samples: int) -> Study:
     result.findings = scores.findings() + scores.changes(HOST, LAYER, _CHANGES)
     result.notes = _notes(known, layer is not None)
     if result.samples:
-        result.pictures["Activation of the patches; framed: what is asked about"] = figure(
-            result.samples[:_SHOWN], side
-        )
+        shown = sorted(result.samples, key=lambda sample: sample.relevant is None)[:_SHOWN]
+        result.pictures["Activation of the patches; framed: what is asked about"] = figure(shown, side)
     return result
 
 

@@ -80,8 +80,8 @@ _QUESTIONS = ["What is left?", "Is the wall red?", "What?"]
 
 
 class SceneOutputs(nn.Module):
-    """A host of SQA3D with one tensor of all that its losses read as its output, its detector in evaluation mode: so few
-    samples make BatchNorm's statistics a matter of chance."""
+    """A host of SQA3D whose output is one tensor of all that its losses read, its detector in evaluation mode: with so
+    few samples, BatchNorm's statistics are a matter of chance."""
 
     def __init__(self, host: nn.Module) -> None:
         super().__init__()

@@ -9,7 +9,13 @@ Light: torch alone. Works on any model with a `frozenllm.core.FrozenLLMLayer` in
     maps = magnitude(taps["adapter_out"][:, 1:])  # (B, patches), 0 to 1
 """
 
-from frozenllm.core.analysis.activations import class_attention, frequency, magnitude
+from frozenllm.core.analysis.activations import (
+    ACTIVATIONS,
+    activation_named,
+    class_attention,
+    frequency,
+    magnitude,
+)
 from frozenllm.core.analysis.amplification import block_outputs, effective_rank, inside_outside
 from frozenllm.core.analysis.analyse import Analysis, analyse
 from frozenllm.core.analysis.attention import attention_of
@@ -21,6 +27,7 @@ from frozenllm.core.analysis.taps import LayerTaps, Taps, tapped
 from frozenllm.core.analysis.thresholds import THRESHOLDS, Overlap, halves, honest, iou_table, oracle, overlap
 
 __all__ = [
+    "ACTIVATIONS",
     "THRESHOLDS",
     "Analysis",
     "GradientCoherence",
@@ -28,6 +35,7 @@ __all__ = [
     "LayerTaps",
     "Overlap",
     "Taps",
+    "activation_named",
     "analyse",
     "attention_of",
     "auroc",

@@ -6,6 +6,8 @@ first: the paper takes the mean over the image's patches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -72,6 +74,21 @@ def class_attention(weights: Tensor, mask: Tensor | None = None, *, query: int =
     if normalize:
         return min_max(paid, mask)
     return paid if mask is None else paid.masked_fill(~mask, 0.0)
+
+
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"magnitude": magnitude, "frequency": frequency}
+"""Those that need no attention, by name: what ``--activation`` chooses from."""
+
+
+def activation_named(name: str) -> Callable[..., Tensor]:
+    """One of `ACTIVATIONS`.
+
+    Raises:
+        ValueError: There is no such activation.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"The activation must be one of {', '.join(ACTIVATIONS)}, not {name!r}.")
+    return ACTIVATIONS[name]
 
 
 def _checked(tokens: Tensor, mask: Tensor | None) -> Tensor:

@@ -16,7 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
+try:
+    from PIL import Image
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "Studies keep pictures with pillow, which is not installed: pip install 'frozenllm-core[train]'.", name="PIL"
+    ) from error
 
 FOLDER = "study"
 _FILE = "study.json"

@@ -12,7 +12,7 @@ except ModuleNotFoundError as error:
         f"Training needs {error.name}, which is not installed: pip install 'frozenllm-core[train]'.", name=error.name
     ) from error
 
-from frozenllm.core.training.cli import run_cli, run_tool
+from frozenllm.core.training.cli import errors_in_a_sentence, run_cli, run_tool
 from frozenllm.core.training.compare import ArmResult, compare, print_table, table
 from frozenllm.core.training.composition import compose_config
 from frozenllm.core.training.guard import FrozenBlockChanged
@@ -21,7 +21,7 @@ from frozenllm.core.training.optim import param_groups
 from frozenllm.core.training.options import call_with_options
 from frozenllm.core.training.registry import DATASETS, FUNCTIONS, METRICS, MODELS, TRANSFORMS
 from frozenllm.core.training.run import RunResult, evaluate, train
-from frozenllm.core.training.saved import SavedRun, read_run
+from frozenllm.core.training.saved import SavedRun, folder_of_run, is_run, read_run
 from frozenllm.core.training.settings import build_model
 from frozenllm.core.training.task import ClassificationTask, Task
 from frozenllm.core.training.tolerant import UNREADABLE, BrokenSample, TolerantDataset
@@ -49,7 +49,10 @@ __all__ = [
     "call_with_options",
     "compare",
     "compose_config",
+    "errors_in_a_sentence",
     "evaluate",
+    "folder_of_run",
+    "is_run",
     "param_groups",
     "print_table",
     "read_run",

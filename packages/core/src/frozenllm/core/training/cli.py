@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,23 @@ def run_job(cfg: DictConfig) -> float | None:
 def failure(error: BaseException) -> SystemExit:
     """Report a job's error; to be raised in its place, since Hydra would put a line of its own before the sentence."""
     return SystemExit(report(error, os.environ.get(_OWN_DEBUG) == "1"))
+
+
+@contextmanager
+def errors_in_a_sentence() -> Iterator[None]:
+    """What a command does inside ends with one sentence and status 1 where the user can mend it.
+
+    For commands without a config; `run_cli` and `run_tool` do it for those that have one.
+    """
+    try:
+        yield
+    except Exception as error:
+        sentence = None if os.environ.get(_DEBUG) == "1" else users_error(error)
+        if sentence is None and isinstance(error, OSError) and error.filename is not None:
+            sentence = f"{error.filename}: {error.strerror}."
+        if sentence is None:
+            raise
+        sys.exit(f"error: {sentence}")
 
 
 def report(error: BaseException, full: bool) -> int:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +21,6 @@ from frozenllm.core.training.reading import SeededDataset, Watch
 
 if TYPE_CHECKING:
     from frozenllm.core.training.engine import Engine
-
-_DEAD_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*?)[.\s]*(?:$|\. |\n)", re.DOTALL)
 
 
 class RunStopped(ValueError):
@@ -59,19 +59,42 @@ def explained(engine: Engine) -> Iterator[None]:
     with Watch(lambda: _tables(engine), limit) as watch:
         try:
             yield
-        except CannotWrite as error:
-            raise RunStopped(f"{error}: {where(engine)}; make room there and continue with resume=true.") from error
-        except NotFinite as error:
-            advice = "lower optim.lr, set optim.clip_grad or look at these samples, and continue with resume=true"
-            raise RunStopped(f"{error}: {where(engine)}; {advice}.") from error
-        except RuntimeError as error:
-            dead = _DEAD_WORKER.search(str(error))
-            if dead is None:
+        except Exception as error:
+            with deaf_to_workers():
+                sentence = _sentence(engine, error, watch.killed, limit)
+                end_workers(engine)
+            if sentence is None:
                 raise
-            sentence = _of_workers(engine, dead, watch.killed, limit)
-            raise RunStopped(f"{sentence}: {where(engine)}; continue with resume=true.") from error
+            raise RunStopped(sentence) from error
         finally:
-            end_workers(engine)
+            with deaf_to_workers():
+                end_workers(engine)
+
+
+def _sentence(engine: Engine, error: Exception, killed: dict[int, str], limit: float | None) -> str | None:
+    """What to say of a fault; None for errors of other kinds."""
+    if isinstance(error, CannotWrite):
+        return f"{error}: {where(engine)}; make room there and continue with resume=true."
+    if isinstance(error, NotFinite):
+        advice = "lower optim.lr, set optim.clip_grad or look at these samples, and continue with resume=true"
+        return f"{error}: {where(engine)}; {advice}."
+    # torch says that a worker died, or a batch cannot be fetched any more from the process that made it.
+    if isinstance(error, RuntimeError | OSError | EOFError) and (dead := dead_workers(engine)):
+        return f"{_of_workers(engine, dead, killed, limit)}: {where(engine)}; continue with resume=true."
+    return None
+
+
+@contextlib.contextmanager
+def deaf_to_workers() -> Iterator[None]:
+    """Without torch's handler for the end of children, which raises anew for a worker that is known to be dead."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
 
 
 def where(engine: Engine) -> str:
@@ -97,6 +120,18 @@ def end_workers(engine: Engine) -> None:
             loader._iterator = None
 
 
+def dead_workers(engine: Engine) -> dict[int, int]:
+    """Process -> exit status of the loaders' workers that ended before their time; waits a moment for one to show."""
+    for _ in range(20):
+        iterators: list[Any] = [loader._iterator for loader in _loaders(engine) if loader._iterator is not None]
+        workers = [worker for iterator in iterators for worker in iterator._workers]
+        dead = {worker.pid: worker.exitcode for worker in workers if worker.exitcode not in (None, 0)}
+        if dead or not workers:
+            return dead
+        time.sleep(0.05)
+    return {}
+
+
 def _loaders(engine: Engine) -> list[DataLoader]:
     loops = (engine._train_loop, engine._val_loop, engine._test_loop)
     return [loop.dataloader for loop in loops if isinstance(getattr(loop, "dataloader", None), DataLoader)]  # type: ignore[union-attr]
@@ -106,21 +141,18 @@ def _tables(engine: Engine) -> list[SeededDataset]:
     return [loader.dataset for loader in _loaders(engine) if isinstance(loader.dataset, SeededDataset)]
 
 
-def _of_workers(engine: Engine, dead: re.Match[str], killed: dict[int, str], limit: float | None) -> str:
-    pids = [int(pid) for pid in re.findall(r"\d+", dead[1])]
-    for pid in pids:
+def _of_workers(engine: Engine, dead: dict[int, int], killed: dict[int, str], limit: float | None) -> str:
+    for pid in dead:
         if pid in killed:
             return f"Reading {killed[pid]} took longer than runtime.sample_timeout={limit:g} s, and did not let go"
-    named = [what for data in _tables(engine) if (what := data.read_by(pids))]
+    named = [what for data in _tables(engine) if (what := data.read_by(list(dead)))]
     reading = f"while it read {named[0]}" if named else "between two samples"
+    pid, status = next(iter(dead.items()))
+    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     return (
-        f"A worker that reads data died (process {pids[0]} {_reason(dead[2])}) {reading}, for lack of memory perhaps "
-        "(then fewer runtime.workers help)"
+        f"A worker that reads data died (process {pid} {how}) {reading}, for lack of memory perhaps (then fewer "
+        "runtime.workers help)"
     )
-
-
-def _reason(text: str) -> str:
-    return re.sub(r"^is ", "was ", " ".join(text.split()).split(". ")[0])
 
 
 def remove_halves(folder: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from frozenllm.core.training.checkpoint import load_model_state, read_checkpoint
-from frozenllm.core.training.settings import build_model
+from frozenllm.core.training.checkpoint import FORMAT, load_model_state, read_checkpoint
+from frozenllm.core.training.settings import build_model, import_registrations
 
 _TASK_PREFIX = "model."
 _WEIGHTS = ("auto", "raw", "ema")
@@ -32,6 +34,26 @@ class SavedRun:
     state: dict[str, Any]
     weights: str
 
+    @property
+    def folder(self) -> Path:
+        """Folder of the run; see `folder_of_run`."""
+        return folder_of_run(self.path)
+
+    def expect(self, what: str, *kinds: str) -> SavedRun:
+        """Make sure that this is a run of the right model; returns itself.
+
+        Args:
+            what: What the model should be, for the error.
+            kinds: Names under which `frozenllm.core.training.MODELS` has such models (``model.type``).
+
+        Raises:
+            ValueError: The model is of another kind.
+        """
+        kind = self.cfg.model.get("type")
+        if kind not in kinds:
+            raise ValueError(f"{self.path} is of a run of the model {kind!r}, not of {what}.")
+        return self
+
     def build(self) -> nn.Module:
         """The plain module with these weights, in eval mode, on the CPU.
 
@@ -40,6 +62,7 @@ class SavedRun:
         """
         if "host" in self.cfg.model:
             self.cfg.model.host = None  # its own beginnings do not matter any more
+        import_registrations(self.cfg)
         model = build_model(self.cfg)
         state = {k.removeprefix(_TASK_PREFIX): v for k, v in self.state.items() if k.startswith(_TASK_PREFIX)}
         load_model_state(model, state, self.path)
@@ -75,3 +98,34 @@ def read_run(path: str | Path, weights: str = "auto") -> SavedRun:
             raise ValueError(f"{path} holds no moving average: use weights=raw.")
         state |= checkpoint["ema"]
     return SavedRun(path, cfg, state, weights)
+
+
+def folder_of_run(checkpoint: str | Path) -> Path:
+    """The folder of a run, from it or one of its checkpoints; of a checkpoint elsewhere, the folder that it lies in."""
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        return path
+    here = path.parent
+    return here.parent if here.name == "checkpoints" else here
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a checkpoint is of this engine, and not of another project; a folder is taken for a run's.
+
+    Raises:
+        ValueError: There is no such file, it is damaged, or it holds objects other than tensors and plain values.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return True
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint at {path}.")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # official files hold their arguments
+            content = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # damaged pickles end in errors of every kind
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds objects other than tensors and plain "
+            "values."
+        ) from error
+    return isinstance(content, dict) and content.get("format") == FORMAT

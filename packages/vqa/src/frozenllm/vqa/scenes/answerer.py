@@ -57,9 +57,8 @@ class SceneAnswerer:
     """
 
     def __init__(self, checkpoint: str | os.PathLike[str], scenes: str | None = None, device: str = "cpu") -> None:
-        model, cfg = load_run(checkpoint)
-        if not isinstance(model, SituatedQA):
-            raise ValueError(f"{checkpoint} is not a run of questions about scenes: its model is {cfg.model.type}.")
+        model, cfg = load_run(checkpoint, "questions about scenes", "sqa3d")
+        assert isinstance(model, SituatedQA)
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.data = cfg.data

@@ -167,7 +167,7 @@ def _named(path: Path, place: int, entry: Any) -> Iterator[None]:
     """Errors about an entry of a file become one sentence that names both."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         number = entry.get("question_id", place) if isinstance(entry, dict) else place
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: question {number} cannot be read ({reason}).") from error

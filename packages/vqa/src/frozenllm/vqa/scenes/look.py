@@ -1,10 +1,10 @@
 """Scenes from above with the activation of object tokens: ``python -m frozenllm.vqa.scenes.look RUN``.
 
-A run is a folder that `frozenllm.vqa.train` left. For questions of its validation data, or for one of your own, the scene
-is drawn with the boxes of what the model takes for objects, coloured by the activation of their tokens (paper A.3): as
-they enter the frozen layer and, where there is one, as they leave it. A black arrow is where the person stands and looks,
-by the annotation; a dashed one where the model believes so. Writes ``look.png`` and, with plotly, ``look.html``, which
-turns under the mouse.
+A run is a folder that `frozenllm.vqa.train` left. For questions of its validation data, or for one of your own, the
+scene is drawn with the boxes of what the model takes for objects, coloured by the activation of their tokens (paper
+A.3): as they enter the frozen layer and, where there is one, as they leave it. A black arrow is where the person stands
+and looks, by the annotation; a dashed one where the model believes so. Writes ``look.png`` and, with plotly,
+``look.html``, which turns under the mouse.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def _traces(picture: Picture, name: str, first: bool) -> list[dict[str, Any]]:
     arrows = [
         {**_xyz(np.stack([place, place + ahead])), "mode": "lines+markers",
          "line": {"color": "black", "width": 6, "dash": "solid" if style == "-" else "dash"},
-         "marker": {"size": [6, 2], "color": "black"}, "text": ["person" if style == "-" else "person, as predicted"] * 2,
-         "hoverinfo": "text"}
+         "marker": {"size": [6, 2], "color": "black"}, "hoverinfo": "text",
+         "text": ["person" if style == "-" else "person, as predicted"] * 2}
         for place, ahead, style in _arrows(picture)
     ]  # fmt: skip
     return [cloud, lines, objects, *arrows]

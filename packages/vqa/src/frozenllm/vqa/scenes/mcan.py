@@ -2,8 +2,8 @@
 
 Self-attention and guided attention are torch's post-norm encoder and decoder layers: (self-attention, feed-forward) and
 (self-attention, attention to the guide, feed-forward), each with a residual sum and a LayerNorm behind it, the
-feed-forward network four times as wide, with a GELU. SQA3D's own LayerNorm divides by the sample deviation, which differs
-from torch's by a factor that its gain takes up.
+feed-forward network four times as wide, with a GELU. SQA3D's own LayerNorm divides by the sample deviation, which
+differs from torch's by a factor that its gain takes up.
 """
 
 from __future__ import annotations

@@ -28,6 +28,9 @@ LABELS = "scannetv2-labels.combined.tsv"
 _COLUMNS = ("x", "y", "z", "red", "green", "blue")
 
 
+_FAR = 1e4  # metres: no indoor scan reaches as far
+
+
 class BrokenScan(ValueError):
     """A scan cannot be used; the message is one sentence that names the file and what is wrong with it."""
 
@@ -113,8 +116,8 @@ def read_mesh(path: Path) -> NDArray[np.float32]:
         raise BrokenScan(f"{path} cannot be read as a mesh with colours ({error}).") from error
     if not len(vertices):
         raise BrokenScan(f"{path} is empty: it has no vertices.")
-    if not np.isfinite(vertices).all():
-        raise BrokenScan(f"{path} has vertices that are not finite.")
+    if not (np.abs(vertices[:, :3]) < _FAR).all():  # NaN is not below anything
+        raise BrokenScan(f"{path} has vertices that are not finite, or kilometres away.")
     vertices[:, 6:] = _normals(vertices[:, :3].astype(np.float64), faces)
     return vertices
 

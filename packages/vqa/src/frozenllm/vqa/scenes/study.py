@@ -16,7 +16,7 @@ from torch import Tensor
 from frozenllm.core.analysis.relevance import auroc, pointing, relevant_share, share_inside
 from frozenllm.core.analysis.scores import Scores
 from frozenllm.core.analysis.study import Frame, Mark, Sample, Study
-from frozenllm.core.studying import (
+from frozenllm.core.study import (
     HOST,
     LAYER,
     activations_of,
@@ -120,7 +120,7 @@ def _frame(points: Tensor, boxes: Tensor, mask: Tensor, pose: Tensor) -> Frame:
     canvas = ImageDraw.Draw(picture)
     order = shown[:, 2].argsort()
     for x, y in place(shown[order, :2]):
-        canvas.point((x * _SIDE, y * _SIDE), fill="#94a3b8")
+        canvas.ellipse((x * _SIDE - 2, y * _SIDE - 2, x * _SIDE + 2, y * _SIDE + 2), fill="#94a3b8")
     person, ahead = pose[:2].float(), torch.tensor(heading(pose.double().numpy())[:2]).float()
     (x0, y0), (x1, y1) = place(torch.stack([person, person + 0.7 * ahead]))
     canvas.line((x0 * _SIDE, y0 * _SIDE, x1 * _SIDE, y1 * _SIDE), fill="#b91c1c", width=4)

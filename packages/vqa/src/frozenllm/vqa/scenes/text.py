@@ -1,6 +1,6 @@
 """Text encoders: one network reads situations and questions alike, from plain strings.
 
-The vocabulary (or the tokenizer's source) belongs to the encoder, so that a checkpoint is enough to read a new question.
+The vocabulary (or the tokenizer's source) belongs to the encoder: a checkpoint is enough to read a new question.
 """
 
 from __future__ import annotations
@@ -106,6 +106,10 @@ class TransformerText(nn.Module):
         return self.map(self.encoder(torch.stack(ids)[:, :length].to(device), mask)), mask
 
 
+_OWN = {"lstm": ("word_width", "glove", "dropout"), "transformer": ("source", "pretrained")}
+"""Options that only one kind of encoder has: a config holds both kinds'."""
+
+
 def build_text(options: Mapping[str, Any], width: int, words: WordSource | None) -> WordEncoder | TransformerText:
     """The text encoder that a config describes.
 
@@ -121,17 +125,17 @@ def build_text(options: Mapping[str, Any], width: int, words: WordSource | None)
 
     options = dict(options)
     kind = options.pop("kind", "lstm")
+    if kind not in _OWN:
+        raise ValueError(f"model.text.kind must be lstm or transformer, not {kind!r}.")
+    for key in (key for other, keys in _OWN.items() if other != kind for key in keys):
+        options.pop(key, None)
     if kind == "lstm":
         if words is None:
             raise ValueError("A text encoder of the kind lstm needs its words: model.words.")
         return call_with_options(WordEncoder, options, "the config group model, text", find_words(words), width)
-    if kind != "transformer":
-        raise ValueError(f"model.text.kind must be lstm or transformer, not {kind!r}.")
     source = options.pop("source", None)
     if source is None:
         raise ValueError("A text encoder of the kind transformer needs its source: model.text.source.")
-    for key in ("word_width", "dropout", "glove"):  # the LSTM's
-        options.pop(key, None)
     return call_with_options(TransformerText, options, "the config group model, text", source, width)
 
 

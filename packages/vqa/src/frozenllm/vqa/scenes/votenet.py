@@ -73,6 +73,7 @@ class SceneDetector(nn.Module):
         self.num_classes: int = config["bbox_head"]["num_classes"]
         self.width: int = config["bbox_head"]["vote_aggregation_cfg"]["mlp_channels"][-1]
 
+    @torch.compiler.disable  # mmcv's operators are no business of the compiler's
     def forward(self, points: Tensor) -> dict[str, Tensor]:
         """Proposals of clouds.
 

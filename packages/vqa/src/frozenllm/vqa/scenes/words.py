@@ -144,4 +144,7 @@ def _vector(text: str, width: int, where: str) -> Tensor:
         raise ValueError(f"{where}: this is no word vector ({error}).") from error
     if len(numbers) != width:
         raise ValueError(f"{where}: a word vector has {len(numbers)} numbers, not {width}.")
-    return torch.tensor(numbers)
+    vector = torch.tensor(numbers)
+    if not vector.isfinite().all():
+        raise ValueError(f"{where}: a word vector holds a number that is not finite.")
+    return vector

@@ -39,11 +39,11 @@ STEP = 0.8  # metres from the middle of the room to somebody who stands close to
 _PLACES = {"in front of me": 0, "on my left": 1, "behind me": 2, "on my right": 3}  # quarter turns from ahead
 _WAYS = ("forward", "left", "backward", "right")
 SHARES = {
-    "What is in front": 0.34,
-    "What is nearest": 0.16,
-    "What is": 0.22,
-    "Which": 0.08,
-    "Is there": 0.08,
+    "What is in front": 0.44,
+    "What is nearest": 0.2,
+    "What is": 0.12,
+    "Which": 0.06,
+    "Is there": 0.06,
     "How many": 0.04,
     "Can I": 0.04,
     "Am I": 0.04,
@@ -70,16 +70,12 @@ class Situation:
         """The situation in words: SQA3D's main one, and two alternatives."""
         wall = f"the {WALLS[self.facing]} wall"
         if self.near is None:
-            return (
-                f"I am standing in the middle of the room facing {wall}.",
-                f"I am in the middle and {wall} is in front of me.",
-                f"Standing in the middle of the room, I look at {wall}.",
-            )
+            return f"Facing {wall}.", f"I look at {wall}.", f"I am in the middle of the room and face {wall}."
         close = f"the {WALLS[self.near]} wall"
         return (
-            f"I am standing close to {close} facing {wall}.",
-            f"I am close to {close} and {wall} is in front of me.",
-            f"Standing close to {close}, I look at {wall}.",
+            f"Facing {wall}, close to {close}.",
+            f"I am close to {close} and look at {wall}.",
+            f"I am standing close to {close} and face {wall}.",
         )
 
 
@@ -168,7 +164,7 @@ def write_rooms(
         ValueError: The folder holds something else.
         ImportError: The extra ``[scenes]`` is not installed.
     """
-    manifest: dict[str, Any] = {"data": "toy sqa3d", "format": 3, "train": train, "val": val, "test": test}
+    manifest: dict[str, Any] = {"data": "toy sqa3d", "format": 6, "train": train, "val": val, "test": test}
     manifest |= {"per_room": per_room, "seed": seed}
     return write_once(root, "sqa3d", manifest, lambda folder: _write(folder, manifest))
 

@@ -16,8 +16,8 @@ from frozenllm.core.film import write_film
 from frozenllm.core.training import compose_config, train
 from frozenllm.motion import look
 from frozenllm.motion.data import argoverse2
-from frozenllm.motion.looking import ScenePicture, activations
 from frozenllm.motion.models import MMTransformer, MotionHost, VectorNet
+from frozenllm.motion.pictures import ScenePicture, activations
 from frozenllm.motion.testing import random_inputs
 from frozenllm.motion.train import CONFIG
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,7 +35,7 @@ def sheet(sample: Sample, activation: str, grid: tuple[int, int, int], threshold
     rows = [_row(tiles, [np.ones((1, 1), dtype=bool)] * len(tiles))]
     rows += [_row(tiles, list(values > threshold)) for threshold in thresholds]
     pictures = np.concatenate(rows, axis=0)
-    from frozenllm.core.style import TEXT_COLOUR, new_figure
+    from frozenllm.core.style import TEXT_COLOUR, as_image, new_figure
 
     height, width = pictures.shape[0] / 100, pictures.shape[1] / 100
     figure = new_figure(width + 1.0, height + 0.35, margins=(0.98 / (width + 1.0), 1.0, 0.0, height / (height + 0.35)))
@@ -49,7 +48,7 @@ def sheet(sample: Sample, activation: str, grid: tuple[int, int, int], threshold
         at = (column + 0.5) * pictures.shape[1] / len(tiles)
         caption = frame.caption.replace("frames ", "").replace(" to ", "-")
         axes.text(at, -8, caption, ha="center", va="bottom", fontsize=8, color=TEXT_COLOUR)
-    return _image(figure)
+    return as_image(figure)
 
 
 def chart(activations: Sequence[tuple[str, Tensor]], thresholds: Sequence[float]) -> Image.Image:
@@ -59,7 +58,7 @@ def chart(activations: Sequence[tuple[str, Tensor]], thresholds: Sequence[float]
         activations: Tap and (B, T', H', W') of each.
         thresholds: From 0 to 1, a line each for every tap.
     """
-    from frozenllm.core.style import COLOURS, HOST_COLOUR, new_figure, styled
+    from frozenllm.core.style import COLOURS, HOST_COLOUR, as_image, new_figure, styled
 
     with styled():
         figure = new_figure(6.4, 3.2)
@@ -72,7 +71,7 @@ def chart(activations: Sequence[tuple[str, Tensor]], thresholds: Sequence[float]
         axes.set_ylabel("tokens above, %")
         axes.set_ylim(0, 100)
         axes.legend(fontsize=8)
-        return _image(figure)
+        return as_image(figure)
 
 
 def _row(tiles: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray:
@@ -83,9 +82,3 @@ def _row(tiles: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray
         mixed = np.where(np.asarray(large)[..., None] > 0, tile, _HIDDEN * tile + (1 - _HIDDEN) * _GREY)
         kept.append(np.pad(mixed.astype(np.uint8), ((2, 2), (2, 2), (0, 0)), constant_values=255))
     return np.concatenate(kept, axis=1)
-
-
-def _image(figure: object) -> Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100, format="png")  # type: ignore[attr-defined]
-    return Image.open(buffer).convert("RGB")

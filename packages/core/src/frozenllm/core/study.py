@@ -27,11 +27,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from tqdm import tqdm
 
-from frozenllm.core.analysis import frequency, magnitude, tapped
+from frozenllm.core.analysis import ACTIVATIONS, tapped
 from frozenllm.core.analysis.findings import findings_table
 from frozenllm.core.analysis.study import Study
-from frozenllm.core.training import DATASETS, FUNCTIONS, SavedRun, read_run
-from frozenllm.core.training.cli import users_error
+from frozenllm.core.training import DATASETS, FUNCTIONS, SavedRun, errors_in_a_sentence, folder_of_run, read_run
 from frozenllm.core.training.data import SeededDataset
 from frozenllm.core.training.distributed import pick_device
 from frozenllm.core.training.settings import import_registrations
@@ -42,8 +41,6 @@ TAPS = (HOST, "adapter_in", "attention_residual", "ffn_residual", LAYER)
 """Where studies look, in the order of the computation; see `frozenllm.core.analysis.LayerTaps`."""
 WEIGHTS = "attention_weights"
 """Tap of the block's attention probabilities."""
-KINDS: dict[str, Callable[..., Tensor]] = {"magnitude": magnitude, "frequency": frequency}
-"""Activations of tokens that need no attention (paper A.3)."""
 
 
 def read_studied(run: str | Path, weights: str = "auto") -> SavedRun:
@@ -60,12 +57,6 @@ def read_studied(run: str | Path, weights: str = "auto") -> SavedRun:
     saved.cfg.runtime.precision = "fp32"
     import_registrations(saved.cfg)
     return saved
-
-
-def run_folder(checkpoint: Path) -> Path:
-    """The folder of a run, from one of its checkpoints; of one that lies elsewhere, the folder that it lies in."""
-    here = checkpoint.parent
-    return here.parent if here.name == "checkpoints" else here
 
 
 def validation_data(saved: SavedRun, role: str = "val") -> Dataset:
@@ -95,6 +86,11 @@ def spread_indices(size: int, limit: int | None) -> list[int]:
     if limit < 1:
         raise ValueError(f"The limit must be 1 or more, not {limit}.")
     return [place * size // limit for place in range(limit)]
+
+
+def pictured_indices(studied: Sequence[int], samples: int) -> set[int]:
+    """Which of the studied samples become pictures: spread evenly, as `spread_indices` does."""
+    return {studied[place] for place in spread_indices(len(studied), samples)} if samples else set()
 
 
 def validation_batches(
@@ -190,22 +186,17 @@ def study_cli(
     """
     parser = argparse.ArgumentParser(prog=f"python -m frozenllm.{domain}.study", description=doc or study.__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("run", type=Path, help="folder of a finished run, or a checkpoint in it")
+    parser.add_argument("run", type=Path, help="the run folder, or one of its checkpoints")
     parser.add_argument("--limit", type=int, help="at most so many validation samples, spread evenly (default: all)")
     parser.add_argument("--samples", type=int, default=6, help="how many samples go into the study as pictures")
     parser.add_argument("--weights", default="auto", choices=["auto", "raw", "ema"])
     for name, settings in (extra or {}).items():
         parser.add_argument(f"--{name}", **settings)
     options = parser.parse_args(argv)
-    try:
+    with errors_in_a_sentence():
         own = {name: getattr(options, name) for name in extra or ()}
         found = study(options.run, limit=options.limit, samples=options.samples, weights=options.weights, **own)
-        folder = found.save(options.run if options.run.is_dir() else run_folder(options.run))
-    except (ValueError, ImportError) as error:
-        sentence = users_error(error)
-        if sentence is None:
-            raise
-        sys.exit(f"error: {sentence}")
+        folder = found.save(folder_of_run(options.run))
     print(found.title)
     print()
     print(findings_table(found.findings))
@@ -228,12 +219,13 @@ def check_counts(limit: int | None, samples: int) -> None:
 
 
 def activations_of(tokens: Mapping[str, Tensor], mask: Tensor | None = None) -> Iterator[tuple[str, str, Tensor]]:
-    """Tap, kind and activation (B, N) from 0 to 1, for all taps and `KINDS`.
+    """Tap, kind and activation (B, N) from 0 to 1, for all taps and
+    `frozenllm.core.analysis.ACTIVATIONS`.
 
     Args:
         tokens: From `tokens_at`, without those that should not count, such as a class token.
         mask: (B, N) bool, False = padding.
     """
     for tap, values in tokens.items():
-        for kind, measure in KINDS.items():
+        for kind, measure in ACTIVATIONS.items():
             yield tap, kind, measure(values, mask)

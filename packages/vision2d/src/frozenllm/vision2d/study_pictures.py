@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 
-from matplotlib.figure import Figure
 from PIL import Image
 
 from frozenllm.core.analysis.analyse import TAPS
 from frozenllm.core.analysis.study import Finding
-from frozenllm.core.style import COLOURS, TEXT_COLOUR, new_figure, styled
+from frozenllm.core.style import COLOURS, TEXT_COLOUR, as_image, new_figure, styled
 
 LABELS = {
     "host": "host",
@@ -24,13 +22,6 @@ LABELS = {
 }
 """Taps as figures write them."""
 Series = Mapping[str, Sequence[Finding]]
-
-
-def as_picture(figure: Figure) -> Image.Image:
-    """The drawn figure, RGB."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150)
-    return Image.open(buffer).convert("RGB")
 
 
 def dots(panels: Mapping[str, Series], label: str, colours: Mapping[str, str] | None = None) -> Image.Image:
@@ -65,7 +56,7 @@ def dots(panels: Mapping[str, Series], label: str, colours: Mapping[str, str] | 
             ax.set_xlabel(label)
         axes[0].plot([], [], "|", color=TEXT_COLOUR, ms=8, mew=1.5, label="chance")
         figure.legend(loc="outside upper center", ncols=min(len(names) + 1, 4), fontsize=9)
-        return as_picture(figure)
+        return as_image(figure, dpi=150)
 
 
 def depth_lines(
@@ -98,7 +89,7 @@ def depth_lines(
         axes[-1].set_xticks(range(len(depths)), [LABELS.get(d, d) for d in depths], rotation=35, ha="right")
         if len(names) > 1:
             axes[0].legend(fontsize=9)
-        return as_picture(figure)
+        return as_image(figure, dpi=150)
 
 
 def _ordered(taps: Iterable[str]) -> list[str]:

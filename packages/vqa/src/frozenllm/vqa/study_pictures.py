@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 
@@ -21,7 +20,7 @@ def figure(samples: Sequence[Sample], side: int) -> Image.Image:
         samples: With one picture each.
         side: Patches along one side of an image.
     """
-    from frozenllm.core.style import new_figure
+    from frozenllm.core.style import as_image, new_figure
 
     names = [name for name in _ROWS if name in samples[0].activations]
     drawn = new_figure(2.1 * len(samples) + 0.3, 2.0 * (len(names) + 1) + 0.7)
@@ -40,6 +39,4 @@ def figure(samples: Sequence[Sample], side: int) -> Image.Image:
             for token in np.flatnonzero(sample.relevant or []):
                 y, x = divmod(int(token), side)
                 each.plot([x, x + 1, x + 1, x, x], [y, y, y + 1, y + 1, y], color="#b91c1c", lw=1.5, clip_on=False)
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, dpi=110, format="png")
-    return Image.open(buffer).convert("RGB")
+    return as_image(drawn, dpi=110)

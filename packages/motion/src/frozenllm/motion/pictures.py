@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from frozenllm.core.analysis import class_attention, frequency, magnitude, tapped
+from frozenllm.core.analysis import ACTIVATIONS as OF_TOKENS
+from frozenllm.core.analysis import class_attention, tapped
 from frozenllm.core.film import write_film
+from frozenllm.core.style import new_figure, styled
 from frozenllm.motion.models import MotionHost
 from frozenllm.motion.models.host import TARGET, Inputs
 
-ACTIVATIONS = ("magnitude", "frequency", "attention")
+ACTIVATIONS = (*OF_TOKENS, "attention")
 MODE_COLOUR, TRUTH_COLOUR, TARGET_COLOUR, OTHER_COLOUR = "#c2410c", "#15803d", "#1d4ed8", "#475569"
 WARM, COLD = 0.5, 1.0  # seconds that a film rests before and after
 
@@ -49,17 +49,14 @@ def activations(model: MotionHost, inputs: Mapping[str, Tensor], kind: str = "ma
         if model.llm is None and kind == "attention":
             raise ValueError("A host without a frozen layer has no attention to look at: use magnitude or frequency.")
         if model.llm is None:
-            tokens = model.tokens(**inputs)
-            values = magnitude(tokens, mask) if kind == "magnitude" else frequency(tokens, mask)
+            values = OF_TOKENS[kind](model.tokens(**inputs), mask)
         else:
             with tapped(model, attention_weights=kind == "attention") as taps:
                 model(**inputs)
             if kind == "attention":
                 values = class_attention(taps["attention_weights"], mask, query=TARGET)
-            elif kind == "magnitude":
-                values = magnitude(taps["adapter_out"], mask)
             else:
-                values = frequency(taps["adapter_out"], mask)
+                values = OF_TOKENS[kind](taps["adapter_out"], mask)
     return model.per_polyline(values, inputs["agents"].shape[1])
 
 
@@ -93,9 +90,11 @@ class ScenePicture:
         self.probabilities = _array(prediction["probabilities"])
         valid = _array(prediction["valid"])
         self.future = np.where(valid[:, None], _array(prediction["future"]), np.nan)
-        self.figure = Figure(figsize=(pixels / 100, pixels / 100 * 0.88), dpi=100, layout="tight")
-        self.canvas = FigureCanvasAgg(self.figure)
-        self.axes = self.figure.add_subplot()
+        self.figure = new_figure(pixels / 100, pixels / 100 * 0.88)
+        self.figure.set_dpi(100)
+        self.canvas: Any = self.figure.canvas
+        with styled():
+            self.axes = self.figure.add_subplot()
         self._draw_map(inputs, None if activation is None else _array(activation), label)
         self._frame(radius)
         self.axes.set_title(title, fontsize=9)

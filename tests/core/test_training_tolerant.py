@@ -150,6 +150,18 @@ def test_the_test_set_is_evaluated_after_the_last_epoch(tmp_path: Path) -> None:
         evaluate(compose_config(CONFIG, [*common, "split=train"]))
 
 
+def test_the_test_set_with_the_best_average(tmp_path: Path) -> None:
+    """Where averages are evaluated, those of the best checkpoint are tested: what evaluating that file gives."""
+    averaged = ["schedule.warmup_epochs=0", TEST_SET, "schedule.epochs=2", "optim.ema={decay:0.5,evaluate:ema}"]
+    averaged += ["metrics_test=[{type: CrossEntropy}]", "best=accuracy/top1", "best_mode=min", "test_checkpoint=best"]
+    result = run(tmp_path, "name=a", *averaged)
+    assert result.best["epoch"] == 1
+    file = Path(result.run_dir) / "checkpoints" / "best.pt"
+    common = [f"runs={tmp_path}", "name=a", "runtime.console=false", "runtime.plots=false", "runtime.threads=1"]
+    alone = evaluate(compose_config(CONFIG, [*common, *averaged, "split=test", f"checkpoint={file}"]))
+    assert alone == result.test
+
+
 def test_the_test_set_with_the_best_weights(tmp_path: Path) -> None:
     """A learning rate that destroys the model after the first epoch: the best weights are an earlier epoch's."""
     spoil = ["schedule.warmup_epochs=0", "optim.lr=0.01", TEST_SET, "schedule.epochs=2"]

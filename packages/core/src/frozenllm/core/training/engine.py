@@ -17,6 +17,7 @@ from frozenllm.core.training import checkpoint as files
 from frozenllm.core.training.distributed import average_buffers, bare, on_main, wrap
 from frozenllm.core.training.faults import writing
 from frozenllm.core.training.finite import check_weights
+from frozenllm.core.training.ema import EMA
 from frozenllm.core.training.registry import RUNNERS
 from frozenllm.core.training.sync_bn import synchronize_batch_norm
 
@@ -168,9 +169,12 @@ class Engine(Runner):
         self.save(Path(out_dir) / filename, self.epoch, self.iter)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """For mmengine's hooks: the weights alone, safely read."""
+        """The weights and their moving average, safely read; nothing of where the run stood."""
         checkpoint = files.read_checkpoint(filename)
         files.load_model_state(self.bare_model, checkpoint["state_dict"], filename, self.sharded)
+        for hook in self.hooks:
+            if isinstance(hook, EMA):
+                hook.after_load_checkpoint(self, checkpoint)
         return checkpoint
 
 

@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import LLAMA_7B, TINY_BLOCK, peak_bytes, ratio, take_turns, write_figures
 from torch import Tensor, nn
 
-LLAMA_7B = {"hidden_size": 4096, "num_heads": 32, "num_kv_heads": 32, "head_dim": 128, "intermediate_size": 11008}
-TINY = {"hidden_size": 64, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "intermediate_size": 96}
 ARMS = ("host", "official", "ours")
 READ = 1.0  # seconds of reading samples
 
@@ -120,37 +119,27 @@ CASES = {
 def make(case: str, arm: str, tiny: bool) -> tuple[nn.Module, Step]:
     """The model of an arm in training mode, and its forward pass up to a loss."""
     torch.manual_seed(0)
-    block = {"kind": "random", "spec": TINY if tiny else LLAMA_7B, "seed": 0}
+    block = {"kind": "random", "spec": TINY_BLOCK if tiny else LLAMA_7B, "seed": 0}
     llm = {"host": None, "official": {**block, "exact": "dense"}, "ours": block}[arm]
     model, loss = CASES[case].build(tiny, llm)
     return model.train(), loss
 
 
-def step(model: nn.Module, loss: Step) -> float:
-    """Seconds of forward and backward."""
+def step(model: nn.Module, loss: Step) -> None:
+    """Forward and backward."""
     model.zero_grad()
-    start = time.perf_counter()
     loss().backward()
-    return time.perf_counter() - start
 
 
 def memory(case: str, arm: str, tiny: bool, threads: int) -> dict[str, int]:
     """Bytes of one step at its peak above model and inputs, and of a checkpoint; in a process of its own."""
     torch.set_num_threads(threads)
     model, loss = make(case, arm, tiny)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model
-    before = _status("VmRSS")
-    step(model, loss)
-    peak = _status("VmHWM") - before
+    peak = peak_bytes(partial(step, model, loss))
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     blocks = sum(b.nbytes for name, b in model.named_buffers() if name not in model.state_dict() and "block" in name)
-    return {"peak": max(peak, 0), "checkpoint": file.tell() + (blocks if arm == "official" else 0)}
-
-
-def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
-    return 1024 * int(line.split()[1])
+    return {"peak": peak, "checkpoint": file.tell() + (blocks if arm == "official" else 0)}
 
 
 def samples_per_second(package: str) -> float:
@@ -176,16 +165,8 @@ def measure(case: str, turns: int, tiny: bool) -> dict[str, Any]:
     for arm in ARMS:
         with spawn.Pool(1) as pool:
             sizes[arm] = pool.apply(memory, (case, arm, tiny, torch.get_num_threads()))
-    models = {arm: make(case, arm, tiny) for arm in ARMS}
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for turn in range(turns + 1):
-        for arm, model in models.items():
-            taken = step(*model)
-            if turn:  # the first does not count
-                seconds[arm].append(taken)
-    relative = {
-        arm: statistics.median(a / b for a, b in zip(seconds[arm], seconds["host"], strict=True)) for arm in ARMS
-    }
+    seconds = take_turns({arm: partial(step, *make(case, arm, tiny)) for arm in ARMS}, turns)
+    relative = {arm: ratio(seconds[arm], seconds["host"]) for arm in ARMS}
     return {
         "host": CASES[case].name,
         "seconds": seconds,
@@ -235,11 +216,10 @@ def main() -> None:
     for case in options.only:
         rows.append(measure(case, 1 if options.tiny else options.turns, options.tiny))
         print(markdown(rows[-1:]) if len(rows) == 1 else markdown(rows[-1:]).splitlines()[-1], flush=True)
-    figures = {"torch": torch.__version__, "threads": torch.get_num_threads(), "tiny": options.tiny, "rows": rows}
-    for path, text in ((options.json, json.dumps(figures, indent=2)), (options.markdown, markdown(rows))):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{text}\n")
+    write_figures(options.json, rows, tiny=options.tiny)
+    if options.markdown:
+        options.markdown.parent.mkdir(parents=True, exist_ok=True)
+        options.markdown.write_text(markdown(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,20 +11,18 @@ Weights are random (speed does not depend on them). The step of the image arms i
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
+from common import LLAMA_7B, take_turns, write_figures
 from torch import Tensor, nn
 
 from frozenllm.core import BlockSpec, FrozenLLMLayer, LLMBlock, random_block
 
-LLAMA_7B = BlockSpec(hidden_size=4096, num_heads=32, num_kv_heads=32, head_dim=128, intermediate_size=11008)
 VIDEO_TOKENS = 1568  # 16 frames in tubelets of 2, 14 x 14 patches
 
 
@@ -78,18 +76,9 @@ class Host(nn.Module):
         return self.vit.forward_head(self.vit.norm(x))
 
 
-def time_in_turns(steps: dict[str, Callable[[], None]], repetitions: int) -> dict[str, float]:
-    """Median seconds of each step, measured in turns after one warm-up each."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for repetition in range(repetitions + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repetition:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+def medians(steps: dict[str, Callable[[], None]], turns: int, device: str) -> dict[str, float]:
+    """Median seconds of each step."""
+    return {name: statistics.median(times) for name, times in take_turns(steps, turns, device).items()}
 
 
 def saved_activations(run: Callable[[], Tensor], exclude: nn.Module) -> int:
@@ -111,7 +100,7 @@ def saved_activations(run: Callable[[], Tensor], exclude: nn.Module) -> int:
 
 
 def layers(dim: int, dtype: torch.dtype, device: str) -> dict[str, nn.Module]:
-    block = random_block(LLAMA_7B, dtype=dtype, device=device)
+    block = random_block(BlockSpec(**LLAMA_7B), dtype=dtype, device=device)
     arms = {
         "official": OfficialFormulation(dim, block),
         "dense": FrozenLLMLayer(dim, block, exact="dense", adapter_init="trunc_normal"),
@@ -120,7 +109,7 @@ def layers(dim: int, dtype: torch.dtype, device: str) -> dict[str, nn.Module]:
     return {name: arm.to(device) for name, arm in arms.items()}
 
 
-def bench_vit(dtype: torch.dtype, batch: int, repetitions: int, device: str) -> dict[str, object]:
+def bench_vit(dtype: torch.dtype, batch: int, turns: int, device: str) -> dict[str, object]:
     images = torch.randn(batch, 3, 224, 224, device=device)
     labels = torch.randint(1000, (batch,), device=device)
     hosts = {"host": Host(None), **{name: Host(layer) for name, layer in layers(384, dtype, device).items()}}
@@ -138,7 +127,7 @@ def bench_vit(dtype: torch.dtype, batch: int, repetitions: int, device: str) -> 
 
         return step
 
-    seconds = time_in_turns({name: make_step(host) for name, host in hosts.items()}, repetitions)
+    seconds = medians({name: make_step(host) for name, host in hosts.items()}, turns, device)
     return {
         "what": "vit_small_patch16_224 training step",
         "dtype": str(dtype).removeprefix("torch."),
@@ -149,7 +138,7 @@ def bench_vit(dtype: torch.dtype, batch: int, repetitions: int, device: str) -> 
     }
 
 
-def bench_video(dtype: torch.dtype, batch: int, repetitions: int, device: str) -> dict[str, object]:
+def bench_video(dtype: torch.dtype, batch: int, turns: int, device: str) -> dict[str, object]:
     tokens = torch.randn(batch, VIDEO_TOKENS, 384, device=device)
     arms = layers(384, dtype, device)
 
@@ -158,7 +147,7 @@ def bench_video(dtype: torch.dtype, batch: int, repetitions: int, device: str) -
 
     runs = {name: make_run(layer) for name, layer in arms.items()}
     saved = {name: saved_activations(run, arms[name]) for name, run in runs.items()}
-    seconds = time_in_turns({name: lambda run=run: run().backward() for name, run in runs.items()}, repetitions)
+    seconds = medians({name: lambda run=run: run().backward() for name, run in runs.items()}, turns, device)
     return {
         "what": f"layer alone, all {VIDEO_TOKENS} tokens of a clip",
         "dtype": str(dtype).removeprefix("torch."),
@@ -173,7 +162,9 @@ def bench_video(dtype: torch.dtype, batch: int, repetitions: int, device: str) -
 
 def profile_layer(dtype: torch.dtype, batch: int, device: str) -> None:
     """Print what the shortcut's time goes to: forward and backward of the layer alone, class token read."""
-    layer = FrozenLLMLayer(384, random_block(LLAMA_7B, dtype=dtype, device=device), adapter_init="trunc_normal")
+    layer = FrozenLLMLayer(
+        384, random_block(BlockSpec(**LLAMA_7B), dtype=dtype, device=device), adapter_init="trunc_normal"
+    )
     tokens = torch.randn(batch, 197, 384, device=device, requires_grad=True)
     layer.to(device)
 
@@ -209,7 +200,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--batches", nargs="+", type=int, default=[16, 32], help="batch sizes of the image part")
     parser.add_argument("--clips", type=int, default=1, help="batch size of the video part")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--profile", action="store_true", help="print what the shortcut's time goes to, nothing else")
     parser.add_argument("--json", type=Path, help="write the figures here too")
@@ -223,15 +214,13 @@ def main() -> None:
             continue
         if args.only != "video":
             for batch in args.batches:
-                rows.append(bench_vit(dtype, batch, args.repetitions, args.device))
+                rows.append(bench_vit(dtype, batch, args.turns, args.device))
                 report(rows[-1])
         if args.only != "vit":
-            rows.append(bench_video(dtype, args.clips, args.repetitions, args.device))
+            rows.append(bench_video(dtype, args.clips, args.turns, args.device))
             report(rows[-1])
-    if args.json and rows:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
-        print(f"\nwrote {args.json}")
+    if rows:
+        write_figures(args.json, rows)
 
 
 if __name__ == "__main__":

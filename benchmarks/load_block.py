@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import torch
+from common import write_figures
 from safetensors.torch import load_file, save_file
 
 from frozenllm.core import load_block
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--ffn", type=int, default=11008)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float16"], help="what the block computes in")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write the checkpoints (default: a temporary folder)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--measure", nargs=3, metavar=("ARM", "SOURCE", "DTYPE"), help=argparse.SUPPRESS)
@@ -58,10 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         rows = [row for shards in (1, 2) for row in compare(write_meta(Path(folder), args, shards), args)]
         rows += compare(write_safetensors(Path(folder), args), args)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
-        print(f"\nwrote {args.json}")
+    write_figures(args.json, rows)
 
 
 def layer_tensors(args: argparse.Namespace, shards: int = 1) -> dict[str, torch.Tensor]:
@@ -118,7 +116,7 @@ def compare(source: Path, args: argparse.Namespace) -> list[dict]:
     rows = []
     for dtype in args.dtypes:
         runs: dict[str, list[dict]] = {"block": [], "whole": []}
-        for _ in range(args.repetitions):
+        for _ in range(args.turns):
             for arm, seen in runs.items():
                 command = [sys.executable, __file__, "--measure", arm, str(source), dtype]
                 seen.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))

@@ -12,13 +12,13 @@ made-up scenes; the block's weights are random (speed depends on neither).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import LLAMA_7B, TINY_BLOCK, ratio, take_turns, write_figures
 from torch import Tensor
 
 from frozenllm.core import BlockSpec, LLMBlock, random_block
@@ -26,8 +26,6 @@ from frozenllm.motion.models import MMTransformer, VectorNet
 from frozenllm.motion.task import MotionTask
 from frozenllm.motion.testing import random_inputs
 
-LLAMA_7B = {"hidden_size": 4096, "num_heads": 32, "num_kv_heads": 32, "head_dim": 128, "intermediate_size": 11008}
-SMALL_BLOCK = {"hidden_size": 64, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "intermediate_size": 96}
 HOSTS = {"vectornet": VectorNet, "mmtransformer": MMTransformer}
 HOST, LAYER, DENSE = "host alone", "frozen layer", "frozen layer, dense"
 HORIZON = {20: 30, 50: 60}
@@ -42,22 +40,12 @@ def build(host: str, arm: str, insert: str, block: LLMBlock, horizon: int) -> tu
     return MotionTask(model), torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
 
 
-def step(task: MotionTask, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> float:
-    """Seconds of one training step."""
-    device = batch["inputs"]["agents"].device
-    _wait(device)
-    start = time.perf_counter()
+def step(task: MotionTask, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> None:
+    """One training step."""
     optimizer.zero_grad()
     losses: dict[str, Tensor] = task(**batch, mode="loss")
     torch.stack(list(losses.values())).sum().backward()
     optimizer.step()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -77,7 +65,7 @@ def main() -> None:
     if args.tiny:
         args.batch, args.agents, args.lanes, args.turns = 2, 4, 6, 1
     dtype, device = getattr(torch, args.dtype), torch.device(args.device)
-    block = random_block(BlockSpec(**(SMALL_BLOCK if args.tiny else LLAMA_7B)), dtype=dtype)
+    block = random_block(BlockSpec(**(TINY_BLOCK if args.tiny else LLAMA_7B)), dtype=dtype)
     inputs = random_inputs(args.batch, args.agents, args.lanes, history=args.history, full=True)
     horizon = HORIZON[args.history]
     future = torch.randn(args.batch, horizon, 2).cumsum(dim=1)
@@ -90,21 +78,18 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for host in args.hosts:
         for insert in args.inserts:
-            seconds: dict[str, list[float]] = {HOST: [], LAYER: [], DENSE: []}
-            tasks = {arm: build(host, arm, insert, block, horizon) for arm in seconds}
-            for task, optimizer in tasks.values():
-                task.to(device).train()
-                step(task, optimizer, batch)
-            for _ in range(args.turns):
-                for arm, (task, optimizer) in tasks.items():
-                    seconds[arm].append(step(task, optimizer, batch))
+            calls = {}
+            for arm in (HOST, LAYER, DENSE):
+                task, optimizer = build(host, arm, insert, block, horizon)
+                calls[arm] = partial(step, task.to(device).train(), optimizer, batch)
+            seconds = take_turns(calls, args.turns, device)
             row = {
                 "host": host,
                 "insert": insert,
                 "step_seconds": seconds,
-                "dense_over_shortcut": _ratio(seconds[DENSE], seconds[LAYER]),
-                "shortcut_over_host": _ratio(seconds[LAYER], seconds[HOST]),
-                "dense_over_host": _ratio(seconds[DENSE], seconds[HOST]),
+                "dense_over_shortcut": ratio(seconds[DENSE], seconds[LAYER]),
+                "shortcut_over_host": ratio(seconds[LAYER], seconds[HOST]),
+                "dense_over_host": ratio(seconds[DENSE], seconds[HOST]),
             }
             rows.append(row)
             print(f"\n{host}, {insert}")
@@ -113,16 +98,8 @@ def main() -> None:
             print(
                 f"  dense / shortcut {row['dense_over_shortcut']:.1f}, shortcut / host {row['shortcut_over_host']:.2f}"
             )
-    if args.json:
-        settings = {name: getattr(args, name) for name in ("batch", "agents", "lanes", "history", "dtype", "device")}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        report = {"torch": torch.__version__, "threads": torch.get_num_threads(), **settings, "rows": rows}
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"\nwrote {args.json}")
-
-
-def _ratio(above: list[float], below: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+    settings = {name: getattr(args, name) for name in ("batch", "agents", "lanes", "history", "dtype", "device")}
+    write_figures(args.json, rows, **settings)
 
 
 if __name__ == "__main__":

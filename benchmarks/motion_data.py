@@ -11,7 +11,6 @@ Training steps are those of VectorNet alone, at its full size, loading included.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import write_figures
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from frozenllm.motion.data import argoverse1, argoverse2, collate_scenes
@@ -124,10 +124,7 @@ def main() -> None:
             low, high = row["spread"]
             print(f"  cache relative to files {row['cache_relative_to_files']:9.1f} ({low:.1f} to {high:.1f})")
             print(f"  a sample in the cache   {row['bytes_per_sample'] / 1024:9.1f} KiB", flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2) + "\n")
-        print(f"\nwrote {args.json}")
+    write_figures(args.json, rows)
 
 
 if __name__ == "__main__":

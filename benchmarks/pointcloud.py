@@ -12,21 +12,18 @@ other load falls on both alike; medians over turns are reported.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import LLAMA_7B, TINY_BLOCK, ratio, take_turns, write_figures
 from torch import Tensor
 
 from frozenllm.pointcloud import PointBERT
 from frozenllm.pointcloud.ops import farthest_point_sample
 
-LLAMA_7B = {"hidden_size": 4096, "num_heads": 32, "num_kv_heads": 32, "head_dim": 128, "intermediate_size": 11008}
-SMALL = {"hidden_size": 64, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "intermediate_size": 96}
 LIMIT = 0.5
 
 
@@ -42,39 +39,12 @@ def plain_loop(xyz: Tensor, num: int) -> Tensor:
     return chosen
 
 
-def seconds(call: Callable[[], Any], device: str) -> float:
-    """Of one call, with the device idle before and after."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def take_turns(calls: dict[str, Callable[[], Any]], turns: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every call per turn, after one that does not count."""
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(turns):
-        for name, call in calls.items():
-            times[name].append(seconds(call, device))
-    return times
-
-
-def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
-    """Median over turns of one call's time over another's."""
-    return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
-
-
 def sampling(clouds: int, points: int, num: int, turns: int, device: str) -> dict[str, Any]:
     xyz = torch.randn(clouds, points, 3, generator=torch.Generator().manual_seed(0)).to(device)
     calls = {"ours": lambda: farthest_point_sample(xyz, num), "plain": lambda: plain_loop(xyz, num)}
     times = take_turns(calls, turns, device)
     same = float((calls["ours"]() == calls["plain"]()).float().mean())
-    found = ratio(times, "ours", "plain")
+    found = ratio(times["ours"], times["plain"])
     print(f"farthest point sampling, {clouds} x {points} -> {num}")
     for name, values in times.items():
         print(f"  {name:24s} {statistics.median(values):8.3f} s")
@@ -101,11 +71,11 @@ def frozen_layer(batch: int, points: int, groups: int, spec: dict[str, int], tur
         return run
 
     times = take_turns({name: step(model) for name, model in models.items()}, turns, device)
-    relative = {name: ratio(times, name, "host") for name in times}
+    relative = {name: ratio(times[name], times["host"]) for name in times}
     print(f"training step of Point-BERT, batch {batch}, {points} points, {groups} groups, all tokens read")
     for name, values in times.items():
         print(f"  {name:24s} {statistics.median(values):8.3f} s   {relative[name]:6.2f} x host")
-    found = ratio(times, "shortcut", "dense")
+    found = ratio(times["shortcut"], times["dense"])
     print(f"  shortcut relative to dense: {found:.2f}", flush=True)
     return {"what": "training step", "groups": groups, "seconds": times, "relative": relative, "of_dense": found}
 
@@ -121,16 +91,12 @@ def main() -> None:
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}", flush=True)
     if args.tiny:
-        rows = [sampling(2, 256, 32, 1, args.device), frozen_layer(2, 128, 8, SMALL, 1, args.device)]
+        rows = [sampling(2, 256, 32, 1, args.device), frozen_layer(2, 128, 8, TINY_BLOCK, 1, args.device)]
     else:
         rows = [sampling(32, 8192, 512, args.turns, args.device)]
         for groups in args.groups:
             rows.append(frozen_layer(args.batch, groups * 16, groups, LLAMA_7B, args.turns, args.device))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        figures = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
-        print(f"wrote {args.json}")
+    write_figures(args.json, rows)
 
 
 if __name__ == "__main__":

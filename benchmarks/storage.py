@@ -3,21 +3,20 @@
     python benchmarks/storage.py
 
 Weights are random. The error is that of the block's update (output minus input) on random tokens, relative to float32;
-times are of one forward and backward pass of the layer, best of the repetitions, and relative to float32 storage.
+times are of one forward and backward pass of the layer, best of the turns, and relative to float32 storage.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
+from common import LLAMA_7B, take_turns, write_figures
 
 from frozenllm.core import BlockSpec, FrozenLLMLayer, LLMBlock, random_block
 
-LLAMA_7B = BlockSpec(hidden_size=4096, num_heads=32, num_kv_heads=32, head_dim=128, intermediate_size=11008)
+SPEC = BlockSpec(**LLAMA_7B)
 STORAGES = [(dtype, quantize) for dtype in (torch.float32, torch.bfloat16) for quantize in (None, "int8", "int4")]
 
 
@@ -26,25 +25,21 @@ def stored_bytes(block: LLMBlock) -> int:
     return sum(buffer.nbytes for buffer in block.buffers())
 
 
-def step_seconds(layer: FrozenLLMLayer, tokens: torch.Tensor, readout: slice | None, repetitions: int) -> float:
-    """Best time of a forward and backward pass, after one warm-up."""
-    times = []
-    for _ in range(repetitions + 1):
-        start = time.perf_counter()
-        layer(tokens, readout=readout).square().mean().backward()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def step_seconds(layer: FrozenLLMLayer, tokens: torch.Tensor, readout: slice | None, turns: int) -> float:
+    """Best time of a forward and backward pass, after one that does not count."""
+    call = {"pass": lambda: layer(tokens, readout=readout).square().mean().backward()}
+    return min(take_turns(call, turns)["pass"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--repetitions", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
-    original = random_block(LLAMA_7B)
+    original = random_block(SPEC)
     weights, norm = original.canonical_tensors(), original.final_norm_tensors()
-    hidden = torch.randn(1, 197, LLAMA_7B.hidden_size, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(1, 197, SPEC.hidden_size, generator=torch.Generator().manual_seed(0))
     tokens = torch.randn(args.batch, 197, 384, requires_grad=True)
     with torch.no_grad():
         update = original(hidden) - hidden
@@ -56,7 +51,7 @@ def main() -> None:
         with torch.no_grad():
             error = ((block(hidden.to(dtype)).float() - hidden) - update).norm() / update.norm()
         layer = FrozenLLMLayer(384, block)
-        one, everything = (step_seconds(layer, tokens, r, args.repetitions) for r in (slice(0, 1), None))
+        one, everything = (step_seconds(layer, tokens, r, args.turns) for r in (slice(0, 1), None))
         row: dict[str, object] = {
             "compute": str(dtype).removeprefix("torch."),
             "storage": quantize or str(dtype).removeprefix("torch."),
@@ -73,9 +68,7 @@ def main() -> None:
             f"{one:6.2f} s ({ratios[0]:4.2f} x)  {everything:6.2f} s ({ratios[1]:4.2f} x)",
             flush=True,
         )
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    write_figures(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,17 @@ process of its own for each, above what the layer and its inputs take. Weights a
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import LLAMA_7B, TINY_BLOCK, peak_bytes, ratio, take_turns, write_figures
 
 from frozenllm.core import BlockSpec, FrozenLLMLayer, random_block
 
-LLAMA_7B = {"hidden_size": 4096, "num_heads": 32, "num_kv_heads": 32, "head_dim": 128, "intermediate_size": 11008}
-TINY = {"hidden_size": 64, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "intermediate_size": 128}
 ARMS = {"dense": "dense", "folded": "auto"}  # what FrozenLLMLayer calls them
 WIDTHS = {"small": 384, "base": 768}
 
@@ -41,8 +38,6 @@ def make_step(arm: str, case: dict[str, Any]) -> Callable[[], None]:
         layer(tokens).float().square().mean().backward()
         layer.zero_grad()
         tokens.grad = None
-        if case["device"] == "cuda":
-            torch.cuda.synchronize()
 
     return step
 
@@ -56,28 +51,7 @@ def peak_memory(arm: str, case: dict[str, Any]) -> int:
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the layer
-    before = _status("VmRSS")
-    step()
-    return _status("VmHWM") - before
-
-
-def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
-    return 1024 * int(line.split()[1])
-
-
-def times(case: dict[str, Any], turns: int) -> dict[str, list[float]]:
-    """Seconds of every step but the first."""
-    steps = {arm: make_step(arm, case) for arm in ARMS}
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for turn in range(turns + 1):
-        for arm, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:
-                seconds[arm].append(time.perf_counter() - start)
-    return seconds
+    return peak_bytes(step)
 
 
 def main() -> None:
@@ -99,23 +73,22 @@ def main() -> None:
     for host in args.hosts:
         for dtype in args.dtypes:
             case = {"dim": WIDTHS[host], "tokens": 1568, "clips": args.clips, "dtype": dtype, "device": args.device}
-            case |= {"spec": TINY if args.tiny else LLAMA_7B, "threads": threads}
+            case |= {"spec": TINY_BLOCK if args.tiny else LLAMA_7B, "threads": threads}
             if args.tiny:
                 case |= {"dim": 16, "tokens": 64}
             memory = {}
             for arm in ARMS:
                 with spawn.Pool(1) as pool:
                     memory[arm] = pool.apply(peak_memory, (arm, case))
-            seconds = times(case, args.turns)
+            seconds = take_turns({arm: make_step(arm, case) for arm in ARMS}, args.turns, args.device)
             medians = {arm: statistics.median(values) for arm, values in seconds.items()}
-            pairs = zip(seconds["dense"], seconds["folded"], strict=True)
             row = {
                 "what": f"frozen layer, {case['tokens']} tokens of ViT-{host[0].upper()}" + " (tiny sizes)" * args.tiny,
                 "dtype": dtype,
                 "clips": args.clips,
                 "seconds": seconds,
                 "peak_bytes": memory,
-                "dense_over_folded_time": statistics.median(dense / folded for dense, folded in pairs),
+                "dense_over_folded_time": ratio(seconds["dense"], seconds["folded"]),
                 "dense_over_folded_memory": memory["dense"] / max(memory["folded"], 1),
             }
             rows.append(row)
@@ -124,10 +97,7 @@ def main() -> None:
                 print(f"  {arm:7s} {medians[arm]:8.3f} s a step   {memory[arm] / 2**20:8.0f} MiB at the peak")
             time_ratio, memory_ratio = row["dense_over_folded_time"], row["dense_over_folded_memory"]
             print(f"  dense takes {time_ratio:.2f} x the time and {memory_ratio:.2f} x the memory", flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2) + "\n")
-        print(f"\nwrote {args.json}")
+    write_figures(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ to the time that PyAV takes to decode all frames of a webm and convert them to R
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import av
 import cv2
 import numpy as np
 import torch
+from common import write_figures
 
 from frozenllm.core.film import write_film
 from frozenllm.video.data import VideoDataset
@@ -78,11 +78,11 @@ def pyav_alone(path: str) -> None:
             frame.to_ndarray(format="rgb24")
 
 
-def seconds(read: Callable[[int], object], number: int, repetitions: int) -> float:
+def seconds(read: Callable[[int], object], number: int, turns: int) -> float:
     """Best mean processor time of one video, over all of them, after one that warms up."""
     read(0)
     times = []
-    for repetition in range(repetitions):
+    for repetition in range(turns):
         torch.manual_seed(repetition)
         np.random.seed(repetition)
         start = time.process_time()
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=240)
     parser.add_argument("--width", type=int, default=427)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     torch.set_num_threads(1)  # a loader's worker has one
@@ -136,14 +136,12 @@ def main() -> None:
         print(f"torch {torch.__version__}, PyAV {av.__version__}, one thread; {args.videos} videos")
         print(f"of {args.frames} frames, {args.height} x {args.width} pixels, clips of {args.size}")
         for name, read in rows().items():
-            time_each = seconds(read, args.videos, args.repetitions)
+            time_each = seconds(read, args.videos, args.turns)
             figures.append(
                 {"row": name, "seconds": time_each, "ratio": time_each / (figures or [{}])[0].get("seconds", time_each)}
             )
             print(f"{name:36}  {1 / time_each:6.1f} videos/s  {figures[-1]['ratio']:5.2f} x", flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(args.json, figures)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -21,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import LLAMA_7B, TINY_BLOCK, ratio, write_figures
 from PIL import Image
 
 from frozenllm.core.training import compose_config, train
 from frozenllm.vision2d.train import CONFIG
 
-LLAMA_7B = "{hidden_size: 4096, num_heads: 32, num_kv_heads: 32, head_dim: 128, intermediate_size: 11008}"
-SMALL_BLOCK = "{hidden_size: 64, num_heads: 4, num_kv_heads: 4, head_dim: 16, intermediate_size: 96}"
 HOST, LAYER = "host", "host + frozen layer"
 TINY = ["+model.embed_dim=24", "+model.num_heads=2", "+model.depth=2", "+model.img_size=32"]
 TINY += ["data.train.transform.input_size=32", "data.val.transform.input_size=32"]
@@ -45,9 +43,10 @@ def write_images(root: Path, count: int, size: int) -> None:
             image.save(folder / f"{index:05d}.JPEG", quality=90)
 
 
-def time_arm(arm: str, common: list[str], block: str, name: str) -> float:
+def time_arm(arm: str, common: list[str], block: dict[str, int], name: str) -> float:
     """Median seconds of a training step, loading included, of a run of its own."""
-    layer = ["llm=random", "llm.source=null", f"+llm.spec={block}"] if arm == LAYER else ["llm=none"]
+    spec = ", ".join(f"{key}: {value}" for key, value in block.items())
+    layer = ["llm=random", "llm.source=null", f"+llm.spec={{{spec}}}"] if arm == LAYER else ["llm=none"]
     torch.compiler.reset()
     result = train(compose_config(CONFIG, [*common, *layer, f"name={name}", "overwrite=true"]))
     gc.collect()
@@ -88,9 +87,8 @@ def main() -> None:
                 for turn in range(args.turns):
                     for arm in seconds:
                         name = f"{precision}-{compiled}-{turn}-{'layer' if arm == LAYER else 'host'}"
-                        block = SMALL_BLOCK if args.tiny else LLAMA_7B
+                        block = TINY_BLOCK if args.tiny else LLAMA_7B
                         seconds[arm].append(time_arm(arm, chosen, block, name))
-                ratios = [host / layer for host, layer in zip(seconds[HOST], seconds[LAYER], strict=True)]
                 medians = {arm: statistics.median(times) for arm, times in seconds.items()}
                 row = {
                     "what": "training of vit_small_patch16_224, loader included" + (" (tiny sizes)" * args.tiny),
@@ -99,17 +97,14 @@ def main() -> None:
                     "batch": args.batch,
                     "step_seconds": seconds,
                     "images_per_second": {arm: args.batch / median for arm, median in medians.items()},
-                    "throughput_relative_to_host": statistics.median(ratios),
+                    "throughput_relative_to_host": ratio(seconds[HOST], seconds[LAYER]),
                 }
                 rows.append(row)
                 print(f"\n{precision}, torch.compile {compiled}")
                 for arm, rate in row["images_per_second"].items():
                     print(f"  {arm:20s} {rate:8.2f} images/s   {medians[arm]:7.3f} s a step")
                 print(f"  throughput relative to the host: {row['throughput_relative_to_host']:.2f}", flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2) + "\n")
-        print(f"\nwrote {args.json}")
+    write_figures(args.json, rows)
 
 
 if __name__ == "__main__":

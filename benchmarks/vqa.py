@@ -12,23 +12,20 @@ METER's code does.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import LLAMA_7B, TINY_BLOCK, ratio, take_turns, write_figures
 from torch import Tensor
 
 from frozenllm.vqa.meter import MeterRetrieval, build_trunk, build_vqa
 
 ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
-LLAMA_7B = {"hidden_size": 4096, "num_heads": 32, "num_kv_heads": 32, "head_dim": 128, "intermediate_size": 11008}
 SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-TINY_BLOCK = {"hidden_size": 64, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "intermediate_size": 96}
 ANSWERS = 3129
 HOST, LAYER = "host", "host + frozen layer"
 
@@ -56,13 +53,7 @@ def inputs(batch: int, length: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def timed(call: Callable[[], Any], times: int) -> float:
     """Median seconds of a call, after one that does not count."""
-    call()
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(take_turns({"call": call}, times)["call"])
 
 
 def training(args: argparse.Namespace) -> dict[str, Any]:
@@ -82,8 +73,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.turns):
         for arm, model in models.items():
             seconds[arm].append(timed(lambda model=model: step(model), args.steps))
-    ratio = statistics.median(b / a for a, b in zip(seconds[HOST], seconds[LAYER], strict=True))
-    return {"what": "training step", "seconds": seconds, "relative": ratio}
+    return {"what": "training step", "seconds": seconds, "relative": ratio(seconds[LAYER], seconds[HOST])}
 
 
 @torch.inference_mode()
@@ -121,10 +111,7 @@ def main() -> None:
     print(f"  relative to the host: {rows[0]['relative']:.2f}")
     print(f"{rows[1]['what']}: {rows[1]['once']:.3f} s encoded once, {rows[1]['anew']:.3f} s encoded for every pair")
     print(f"  relative: {rows[1]['relative']:.2f}")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2) + "\n")
-        print(f"wrote {args.json}")
+    write_figures(args.json, rows)
 
 
 if __name__ == "__main__":

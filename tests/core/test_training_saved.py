@@ -8,7 +8,7 @@ import pytest
 import torch
 from tinydomain.helpers import run
 
-from frozenllm.core.training import read_run
+from frozenllm.core.training import errors_in_a_sentence, folder_of_run, is_run, read_run
 
 EMA = "optim.ema={decay: 0.5, evaluate: ema}"
 
@@ -47,3 +47,34 @@ def test_what_is_wrong_is_said_in_one_sentence(folder: Path, tmp_path: Path) -> 
     assert read_run(plain).weights == "raw"
     with pytest.raises(ValueError, match="holds no moving average: use weights=raw"):
         read_run(plain, "ema")
+
+
+def test_a_run_is_its_folder_or_one_of_its_checkpoints(folder: Path, tmp_path: Path) -> None:
+    path = folder / "checkpoints" / "last.pt"
+    assert folder_of_run(folder) == folder_of_run(path) == read_run(path).folder == folder
+    assert folder_of_run(tmp_path / "moved.pt") == tmp_path
+    assert is_run(folder)
+    assert is_run(path)
+    torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "official.pth")
+    assert not is_run(tmp_path / "official.pth")
+    (tmp_path / "torn.pt").write_bytes(path.read_bytes()[:200])
+    for name, words in (("torn.pt", "is damaged"), ("none.pt", "There is no checkpoint at")):
+        with pytest.raises(ValueError, match=words):
+            is_run(tmp_path / name)
+
+
+def test_another_kind_of_run_is_named(folder: Path) -> None:
+    saved = read_run(folder)
+    kind = saved.cfg.model.type
+    assert saved.expect("small runs", "other", kind) is saved
+    with pytest.raises(ValueError, match=rf"last\.pt is of a run of the model '{kind}', not of films\.$"):
+        saved.expect("films", "other")
+
+
+def test_users_mistakes_end_in_a_sentence_and_ours_in_a_traceback(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: There is no checkpoint at"), errors_in_a_sentence():
+        read_run(tmp_path / "none.pt")
+    with pytest.raises(SystemExit, match=r"^error: .*none: No such file or directory\.$"), errors_in_a_sentence():
+        (tmp_path / "none").read_text()
+    with pytest.raises(ZeroDivisionError), errors_in_a_sentence():
+        _ = 1 / 0

@@ -17,6 +17,7 @@ else:
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
+DOMAINS = [package for package in PACKAGES if package.name != "core"]
 
 
 def metadata(package: Path) -> dict:
@@ -28,11 +29,28 @@ def test_there_are_packages():
     assert names == {"core", "vision2d", "video", "pointcloud", "motion", "vqa"}
 
 
-@pytest.mark.parametrize("package", [p for p in PACKAGES if p.name != "core"], ids=lambda p: p.name)
+def is_room(folder: Path, name: str) -> bool:
+    """Whether a package has a module or a folder of that name."""
+    return (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("package", DOMAINS, ids=lambda p: p.name)
+def test_every_readme_has_the_same_sections(package):
+    """What is more comes last; and every package says in its changelog what it has."""
+    text = (package / "README.md").read_text()
+    heads = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert heads[:4] == ["The model", "Training", "Data", "From a trained model"]
+    for command in ("train", "study"):
+        assert f"python -m frozenllm.{package.name}.{command}" in text
+    assert f"frozenllm.{package.name}.study" in (package / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("package", DOMAINS, ids=lambda p: p.name)
 def test_every_domain_has_the_same_rooms(package):
     folder = package / "src/frozenllm" / package.name
-    for room in ("__init__", "data", "toy", "train"):
-        assert (folder / f"{room}.py").exists() or (folder / room / "__init__.py").exists(), f"{folder} has no {room}"
+    for room in ("__init__", "data", "toy", "train", "study", "checks", "testing"):
+        assert is_room(folder, room), f"{folder} has no {room}"
+    assert any(is_room(folder, room) for room in ("model", "models", "meter")), f"{folder} has no model"
     for group in ("model", "data", "recipe"):
         assert (folder / "conf" / group / "__init__.py").exists(), f"{folder}/conf has no {group}"
     assert (ROOT / f"tools/train_{package.name}.py").exists()
@@ -62,15 +80,6 @@ def test_siblings_are_pinned_to_one_minor_version(package):
         version = metadata(ROOT / "packages" / name.removeprefix("frozenllm-"))["version"]
         major, minor, _ = version.split(".")
         assert (low, high) == (f"{major}.{minor}", f"{major}.{int(minor) + 1}")
-
-
-def test_arrows_point_one_way():
-    """Core imports no domain, and no domain another, but that 3D scenes may use point clouds."""
-    for package in PACKAGES:
-        for path in (package / "src").rglob("*.py"):
-            known = {"core", package.name} | ({"pointcloud"} if "vqa/scenes" in path.as_posix() else set())
-            for domain in re.findall(r"^\s*(?:from|import) frozenllm\.(\w+)", path.read_text(), re.MULTILINE):
-                assert domain in known, f"{path.relative_to(ROOT)} imports frozenllm.{domain}"
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
+from recipes import LLAMA_7B, SMALL_SPEC, block_without_weights, names, sweep, toy_line
 from torch import nn
 
-from frozenllm.core import LLMBlock
 from frozenllm.core.training import build_model, compose_config, param_groups
 from frozenllm.core.training.composition import resolve
 from frozenllm.core.training.schedule import schedule_factor
@@ -25,21 +19,11 @@ from frozenllm.motion import MMTransformer, MotionHost, VectorNet
 from frozenllm.motion.testing import random_inputs
 from frozenllm.motion.train import CONFIG
 
-FOLDER = resources.files(CONFIG)
-SPEC = {"hidden_size": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 48}
-SEVEN_B = (
-    "{hidden_size: 4096, num_heads: 32, num_kv_heads: 32, head_dim: 128, intermediate_size: 11008, norm_eps: 1e-6}"
-)
 SIZES = {"vectornet": {"dim": 16, "width": 8, "hidden": 16}}
 SIZES["mmtransformer"] = {"dim": 16, "hidden": 24, "width": 8, "layers": 1, "position_dim": 8}
 
 
-def names(group: str) -> list[str]:
-    files = [file.name for file in (FOLDER / group).iterdir() if file.name.endswith(".yaml")]
-    return sorted(name.removesuffix(".yaml") for name in files if not name.startswith("_"))
-
-
-RECIPES, ABLATIONS = names("recipe"), names("ablation")
+RECIPES, ABLATIONS = names(CONFIG, "recipe"), names(CONFIG, "ablation")
 PAPER = [f"argoverse{n}_{host}{tail}" for n in (1, 2) for host in SIZES for tail in ("", "_llama")]
 
 
@@ -51,7 +35,7 @@ def build_small(cfg: DictConfig) -> MotionHost:
     """The config's model at small sizes, with a random block in a large language model's place."""
     with open_dict(cfg):
         cfg.model.update(SIZES[cfg.model.type])
-        cfg.llm.update(spec=SPEC, dtype=None, source=None, path=None)
+        cfg.llm.update(spec=SMALL_SPEC, dtype=None, source=None, path=None)
         if cfg.llm.kind == "pretrained":
             cfg.llm.kind = "random"
     return build_model(cfg)
@@ -108,7 +92,8 @@ def test_learning_rates(host: str, gamma: float | None) -> None:
     cfg = resolve(composed(f"argoverse1_{host}", "data.root=/data", *([f"schedule.gamma={gamma}"] if gamma else [])))
     settings = engine_settings(cfg, "runs", torch.device("cpu"), "none", 1)
     assert settings["optim_wrapper"]["optimizer"]["lr"] == 5e-4
-    shape = {k: v for k, v in settings["param_scheduler"][0].items() if k not in ("type", "convert_to_iter_based")}
+    others = ("type", "convert_to_iter_based", "accumulate")
+    shape = {k: v for k, v in settings["param_scheduler"][0].items() if k not in others}
     per_epoch = shape.pop("per_epoch"), shape.pop("delay", 0)
     assert per_epoch == (host == "mmtransformer", 0)
     epochs = [0, 15, 19, 20, 23, 24, 27, 28, 31]
@@ -136,40 +121,18 @@ def test_queries_and_norms_have_no_weight_decay() -> None:
 @pytest.mark.parametrize("host", SIZES)
 def test_llama_hosts_have_the_papers_size(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """LLaMA-7B's block and its adapters, without the weights."""
-    cfg = composed(f"argoverse1_{host}_llama", f"+llm.spec={SEVEN_B}", "llm.kind=random")
-    monkeypatch.setattr("frozenllm.core.build.random_block", lambda spec, *args, **kwargs: _meta_block(spec))
+    cfg = composed(f"argoverse1_{host}_llama", f"+llm.spec={LLAMA_7B}", "llm.kind=random")
+    monkeypatch.setattr("frozenllm.core.build.random_block", block_without_weights)
     with torch.device("meta"):
         model = build_model(cfg)
     assert sum(w.numel() for n, w in model.named_parameters() if n.startswith("llm.")) == 2 * 128 * 4096
     assert model.llm.block.num_parameters() == 202_383_360
 
 
-def _meta_block(spec: Any) -> nn.Module:
-    from frozenllm.core.record import BlockRecord
-
-    tensors = {name: torch.empty(shape, device="meta") for name, shape in spec.tensor_shapes().items()}
-    record = BlockRecord(source="test", revision=None, layers=(31,), dtype="float32", sha256="0" * 64)
-    return LLMBlock([spec], [tensors], {}, record, device="meta")
-
-
-def jobs(name: str, *overrides: str) -> list[list[str]]:
-    """The overrides of every job of a sweep, as Hydra's sweeper splits them."""
-    with initialize_config_module(CONFIG, version_base="1.3"):
-        cfg = compose("config", overrides=[f"ablation={name}"], return_hydra_config=True)
-    assert str(cfg.hydra.mode) == "RunMode.MULTIRUN"
-    params = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
-    parsed = OverridesParser.create().parse_overrides([*params, f"ablation={name}", *overrides])
-    return BasicSweeper.split_arguments(parsed, None)[0]
-
-
 @pytest.mark.parametrize("name", ABLATIONS)
 @pytest.mark.parametrize("toy", [False, True], ids=["argoverse", "toy"])
 def test_ablation_composes_and_builds(name: str, toy: bool) -> None:
-    line: list[str] = []
-    if toy:
-        text = Path(str(FOLDER / "ablation" / f"{name}.yaml")).read_text()
-        line = re.search(r"^# Toy data: (.+)$", text, flags=re.MULTILINE)[1].split(" ")
-    many, seen = jobs(name, *line), set()
+    many, seen = sweep(CONFIG, name, *(toy_line(CONFIG, name) if toy else [])), set()
     for job in many:
         cfg = resolve(compose_config(CONFIG, [*job, "data.root=/data"]))
         assert cfg.name == name

@@ -148,7 +148,7 @@ def test_what_is_wrong_is_said_in_one_sentence(by_tool: Path, arguments: list[st
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="is not the folder of a run: it has no checkpoints/last.pt"):
+    with pytest.raises(SystemExit, match=r"is not the folder of a run: it has no checkpoints/last\.pt"):
         submit.main([str(tmp_path)])
 
 

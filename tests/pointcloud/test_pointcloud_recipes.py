@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from importlib import resources
-
 import pytest
 import torch
-from hydra import compose as hydra_compose
-from hydra import initialize_config_module
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from recipes import SMALL_BLOCK, SPEC, names, sweep, toy_line
 
 from frozenllm.core.training import build_model, compose_config, param_groups
 from frozenllm.pointcloud import PointBERT
 from frozenllm.pointcloud.train import CONFIG
 
-
-def files(group: str) -> list[str]:
-    entries = (resources.files(CONFIG) / group).iterdir()
-    return sorted(f.name[:-5] for f in entries if f.name.endswith(".yaml") and not f.name.startswith("_"))
-
-
-RECIPES = files("recipe")
-SPEC = "{hidden_size: 32, num_heads: 2, num_kv_heads: 2, head_dim: 16, intermediate_size: 48}"
+RECIPES = names(CONFIG, "recipe")
 SMALL = ["model.embed_dim=24", "model.depth=2", "model.num_heads=2", "model.num_groups=4", "model.group_size=6"]
-TINY = [f"+llm.spec={SPEC}", "llm.kind=random", "llm.dtype=null"]
 VARIANTS = {"scanobjectnn_objectbg": 64, "scanobjectnn_objectonly": 64, "scanobjectnn_hardest": 64}
 DENSITIES = {"modelnet40_1k": (1024, 64, 1200), "modelnet40_4k": (4096, 256, 4800), "modelnet40_8k": (8192, 512, 8192)}
 
@@ -43,7 +29,7 @@ def test_all_of_the_papers_rows_are_there() -> None:
 @pytest.mark.parametrize(("recipe", "protocol"), [*((r, "official") for r in RECIPES), ("shapes", "clean")])
 def test_recipe_builds_at_small_widths(recipe: str, protocol: str) -> None:
     with_layer = recipe == "shapes" or recipe.endswith("_llama")
-    cfg = compose(recipe, f"protocol={protocol}", *SMALL, *(TINY if with_layer else []))
+    cfg = compose(recipe, f"protocol={protocol}", *SMALL, *(SMALL_BLOCK if with_layer else []))
     model = build_model(cfg)
     assert isinstance(model, PointBERT)
     assert (model.llm is not None) == with_layer
@@ -93,7 +79,7 @@ def rates(cfg: DictConfig) -> dict[str, tuple[float, float]]:
 
 
 def test_protocols_choose_where_paper_and_code_disagree() -> None:
-    small = [*SMALL, *TINY]
+    small = [*SMALL, *SMALL_BLOCK]
     official = rates(compose("scanobjectnn_hardest_llama", "protocol=official", *small))
     clean = rates(compose("scanobjectnn_hardest_llama", "protocol=clean", *small))
     for name in ("llm.adapter_in.weight", "llm.adapter_out.weight"):
@@ -126,20 +112,10 @@ def test_the_host_has_point_berts_size() -> None:
     assert adapters == 3_145_728  # what LLaMA-7B adds (paper)
 
 
-def jobs(name: str) -> list[list[str]]:
-    with initialize_config_module(CONFIG, version_base="1.3"):
-        cfg = hydra_compose("config", overrides=[f"ablation={name}"], return_hydra_config=True)
-    assert str(cfg.hydra.mode) == "RunMode.MULTIRUN"
-    params = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
-    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides([*params, f"ablation={name}"]), None)[
-        0
-    ]
-
-
-@pytest.mark.parametrize("name", files("ablation"))
+@pytest.mark.parametrize("name", names(CONFIG, "ablation"))
 def test_ablations_build(name: str) -> None:
     """Jobs differ from each other, stay in the ablation's folder, and build; the first and the last stand for all."""
-    many = jobs(name)
+    many = sweep(CONFIG, name)
     assert len({tuple(job) for job in many}) == len(many) > 1
     for job in (many[0], many[-1]):
         cfg = compose_config(CONFIG, [*job, *SMALL])
@@ -150,17 +126,15 @@ def test_ablations_build(name: str) -> None:
         assert build_model(cfg)(torch.randn(1, 32, 3)).shape == (1, 15)
 
 
-@pytest.mark.parametrize("name", files("ablation"))
+@pytest.mark.parametrize("name", names(CONFIG, "ablation"))
 def test_the_line_for_toy_data_composes(name: str) -> None:
-    text = (resources.files(CONFIG) / "ablation" / f"{name}.yaml").read_text()
-    line = re.search(r"^# Toy data: (.+)$", text, flags=re.MULTILINE)[1].split(" ")
-    chosen = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(line), None)[0][-1]
-    assert compose_config(CONFIG, [*chosen, f"ablation={name}"]).recipe == "shapes"
+    chosen = sweep(CONFIG, name, *toy_line(CONFIG, name))[-1]
+    assert compose_config(CONFIG, chosen).recipe == "shapes"
 
 
 def test_the_adapters_rate_is_what_its_ablation_sweeps() -> None:
     for mult in (0.1, 1.0):
-        cfg = compose_config(CONFIG, ["ablation=adapter_rate", f"optim.adapter_lr_mult={mult}", *SMALL, *TINY])
+        cfg = compose_config(CONFIG, ["ablation=adapter_rate", f"optim.adapter_lr_mult={mult}", *SMALL, *SMALL_BLOCK])
         assert rates(cfg)["llm.adapter_in.weight"] == (pytest.approx(5e-4 * mult), 0.0)
 
 

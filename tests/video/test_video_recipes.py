@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from recipes import LLAMA_7B, SMALL_BLOCK, SPEC, block_without_weights, names, sweep, toy_line
 from torch import nn
 
-from frozenllm.core import LLMBlock
 from frozenllm.core.training import build_model, compose_config, param_groups
 from frozenllm.core.training.composition import resolve
 from frozenllm.core.training.schedule import schedule_factor
@@ -25,23 +20,8 @@ from frozenllm.core.training.settings import engine_settings
 from frozenllm.video import FrozenLLMVideoMAE
 from frozenllm.video.train import CONFIG
 
-FOLDER = resources.files(CONFIG)
-
-
-def names(group: str) -> list[str]:
-    files = [file.name for file in (FOLDER / group).iterdir() if file.name.endswith(".yaml")]
-    return sorted(name.removesuffix(".yaml") for name in files if not name.startswith("_"))
-
-
-RECIPES = names("recipe")
-ABLATIONS = names("ablation")
+RECIPES, ABLATIONS = names(CONFIG, "recipe"), names(CONFIG, "ablation")
 PAPER = [f"ssv2_vit_{size}{tail}" for size in ("small", "base") for tail in ("", "_llama")]
-SPEC = "{hidden_size: 32, num_heads: 2, num_kv_heads: 2, head_dim: 16, intermediate_size: 48}"
-SEVEN_B = (
-    "{hidden_size: 4096, num_heads: 32, num_kv_heads: 32, head_dim: 128, intermediate_size: 11008, norm_eps: 1e-6}"
-)
-# A small block in the large one's place: the recipe's other choices stay.
-TINY = [f"+llm.spec={SPEC}", "llm.kind=random", "llm.dtype=null"]
 TOYS = ("moving_digits", "resting_digits")
 SMALL = ["model.host=null", "model.image_size=32", "model.num_frames=4", "+model.hidden_size=24"]
 SMALL += ["+model.num_attention_heads=2", "+model.intermediate_size=48", "+model.num_hidden_layers=2"]
@@ -61,7 +41,7 @@ def test_all_of_the_papers_rows_are_there() -> None:
 def test_recipe_builds_at_small_widths(recipe: str) -> None:
     toy = recipe in TOYS
     kind = composed(recipe).llm.kind
-    cfg = composed(recipe, *([] if toy else SMALL), *(TINY if kind != "none" else []))
+    cfg = composed(recipe, *([] if toy else SMALL), *(SMALL_BLOCK if kind != "none" else []))
     model = build_model(cfg)
     assert isinstance(model, FrozenLLMVideoMAE)
     assert (model.llm is not None) == (kind != "none")
@@ -133,7 +113,7 @@ def test_learning_rate_is_the_official_codes(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", PAPER)
 def test_layer_decay_is_the_official_codes(recipe: str) -> None:
     """Its table, printed: layer 0 is the embedding, block i layer i + 1, all the rest (adapters, head) the last."""
-    tiny = TINY if recipe.endswith("_llama") else []
+    tiny = SMALL_BLOCK if recipe.endswith("_llama") else []
     with torch.device("cpu"):
         cfg = composed(recipe, *SMALL[:-1], *tiny)  # all 12 blocks
         model = build_model(cfg)
@@ -169,8 +149,8 @@ def test_llama_hosts_have_the_papers_size(
     size: str, width: int, heads: int, millions: float, adapters: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LLaMA-7B's block and its adapters, without the weights."""
-    cfg = composed(f"ssv2_vit_{size}_llama", "model.host=null", f"+llm.spec={SEVEN_B}", "llm.kind=random")
-    monkeypatch.setattr("frozenllm.core.build.random_block", lambda spec, *args, **kwargs: _meta_block(spec))
+    cfg = composed(f"ssv2_vit_{size}_llama", "model.host=null", f"+llm.spec={LLAMA_7B}", "llm.kind=random")
+    monkeypatch.setattr("frozenllm.core.build.random_block", block_without_weights)
     with torch.device("meta"):
         model = build_model(cfg)
     assert sum(w.numel() for n, w in model.named_parameters() if n.startswith("llm.")) == adapters
@@ -180,27 +160,9 @@ def test_llama_hosts_have_the_papers_size(
     assert (model.config.hidden_size, model.config.num_attention_heads, model.grid) == (width, heads, (8, 14, 14))
 
 
-def _meta_block(spec: Any) -> nn.Module:
-    from frozenllm.core.record import BlockRecord
-
-    tensors = {name: torch.empty(shape, device="meta") for name, shape in spec.tensor_shapes().items()}
-    record = BlockRecord(source="test", revision=None, layers=(15,), dtype="float32", sha256="0" * 64)
-    return LLMBlock([spec], [tensors], {}, record, device="meta")
-
-
-def jobs(name: str, *overrides: str) -> list[list[str]]:
-    """The overrides of every job of a sweep, as Hydra's sweeper splits them."""
-    with initialize_config_module(CONFIG, version_base="1.3"):
-        cfg = compose("config", overrides=[f"ablation={name}"], return_hydra_config=True)
-    assert str(cfg.hydra.mode) == "RunMode.MULTIRUN"
-    params = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
-    parsed = OverridesParser.create().parse_overrides([*params, f"ablation={name}", *overrides])
-    return BasicSweeper.split_arguments(parsed, None)[0]
-
-
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablation_composes_and_builds(name: str, recwarn: pytest.WarningsRecorder) -> None:
-    many, seen, built = jobs(name), [], set()
+    many, seen, built = sweep(CONFIG, name), [], set()
     for job in many:
         cfg = compose_config(CONFIG, [*job, "data.root=/data", *SMALL, f"+llm.spec={SPEC}", "llm.dtype=null"])
         assert (cfg.recipe, cfg.name) == ("ssv2_vit_small_llama", name)
@@ -223,9 +185,7 @@ def test_ablation_composes_and_builds(name: str, recwarn: pytest.WarningsRecorde
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablation_builds_on_the_toy_data(name: str) -> None:
-    text = Path(str(FOLDER / "ablation" / f"{name}.yaml")).read_text()
-    line = re.search(r"^# Toy data: (.+)$", text, flags=re.MULTILINE)[1].split(" ")
-    many = jobs(name, *line)
+    many = sweep(CONFIG, name, *toy_line(CONFIG, name))
     for job in (many[0], many[-1]):
         cfg = compose_config(CONFIG, job)
         assert cfg.recipe == "moving_digits"

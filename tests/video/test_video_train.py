@@ -116,6 +116,7 @@ ORDER_TOY = [f"+data.toy.{key}={value}" for key, value in TOY.items()]
 def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, Path]:
     """A host alone after less than half of the toy run, and its data."""
     folder = tmp_path_factory.mktemp("learned")
+    (folder / "data").mkdir()
     overrides = ["recipe=moving_digits", "llm=none", f"data.root={folder / 'data'}", f"runs={folder / 'runs'}"]
     overrides += ["schedule.epochs=8", "schedule.warmup_epochs=1", "runtime.val_interval=8", *ORDER_TOY]
     return run(*overrides), folder / "data"
@@ -162,6 +163,7 @@ def test_toy_prints_both_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
     def shorter(config: str, arms: Any, overrides: list[str]) -> Any:
         seen.update(arms=arms, overrides=overrides)
+        (tmp_path / "data").mkdir(exist_ok=True)
         toy = [f"data.root={tmp_path / 'data'}", *SMALL_TOY]
         return compare(config, arms, overrides=[*overrides, *FAST, *toy])
 

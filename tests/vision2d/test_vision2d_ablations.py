@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from importlib import resources
 from pathlib import Path
@@ -11,12 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image
 from processes import call
+from recipes import SMALL_SPEC, sweep, toy_line
 from torch import nn
 
 from frozenllm.core.training import build_model, compose_config, train
@@ -28,31 +25,16 @@ FILES = {
     for file in (resources.files(CONFIG) / "ablation").iterdir()
     if file.name.endswith(".yaml")
 }
-SPEC = {"hidden_size": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 48}
 SMALL = ["model.depth=1", "model.embed_dim=16", "schedule.epochs=1", "schedule.warmup_epochs=0"]
 SMALL += ["runtime.console=false", "runtime.plots=false"]
 PARTS = ("llm", "model", "optim", "schedule")
-
-
-def jobs(name: str, *overrides: str) -> list[list[str]]:
-    """The overrides of every job of a sweep, as Hydra's sweeper splits them."""
-    with initialize_config_module(CONFIG, version_base="1.3"):
-        cfg = compose("config", overrides=[f"ablation={name}"], return_hydra_config=True)
-    assert str(cfg.hydra.mode) == "RunMode.MULTIRUN"
-    params = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
-    parsed = OverridesParser.create().parse_overrides([*params, f"ablation={name}", *overrides])
-    return BasicSweeper.split_arguments(parsed, None)[0]
-
-
-def toy_line(name: str) -> list[str]:
-    return re.search(r"^# Toy data: (.+)$", FILES[name], flags=re.MULTILINE)[1].split(" ")
 
 
 def build_small(cfg: DictConfig) -> nn.Module:
     """The model of an ImageNet config at small sizes, with a random block in a large language model's place."""
     with open_dict(cfg):
         cfg.model.update(embed_dim=24, num_heads=2, depth=2, img_size=32, host=None)
-        cfg.llm.update(spec=SPEC, dtype=None, source=None, path=None)
+        cfg.llm.update(spec=SMALL_SPEC, dtype=None, source=None, path=None)
         if cfg.llm.kind == "pretrained":
             cfg.llm.kind = "random"
         if cfg.llm.lora_rank:
@@ -72,7 +54,7 @@ def test_all_of_the_issues_ablations_are_there() -> None:
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_ablation_on_imagenet(name: str) -> None:
     """Every job has the ablation's recipe, stays in its folder, differs from the others, and builds."""
-    many = jobs(name)
+    many = sweep(CONFIG, name)
     assert len(many) > 1
     seen = []
     for job in many:
@@ -95,7 +77,7 @@ def test_ablation_on_imagenet(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_ablation_builds_on_the_toy_data(name: str) -> None:
-    many = jobs(name, *toy_line(name))
+    many = sweep(CONFIG, name, *toy_line(CONFIG, name))
     assert len(many) > 1
     for job in many:
         cfg = compose_config(CONFIG, job)
@@ -105,7 +87,9 @@ def test_ablation_builds_on_the_toy_data(name: str) -> None:
 
 
 def test_command_line_wins_over_an_ablations_values() -> None:
-    assert [o for job in jobs("layers_llama", "llm.layers=[2],[4]") for o in job if "layers" in o and "llm" in o] == [
+    assert [
+        o for job in sweep(CONFIG, "layers_llama", "llm.layers=[2],[4]") for o in job if "layers" in o and "llm" in o
+    ] == [
         "llm.layers=[2]",
         "llm.layers=[4]",
     ]

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from recipes import LLAMA_7B, SMALL_BLOCK, block_without_weights, names
 from torch import nn
 
-from frozenllm.core import LLMBlock
 from frozenllm.core.training import build_model, compose_config
 from frozenllm.vision2d import FrozenLLMViT
 from frozenllm.vision2d.train import CONFIG
 
-RECIPES = sorted(
-    file.name.removesuffix(".yaml")
-    for file in (resources.files(CONFIG) / "recipe").iterdir()
-    if file.name.endswith(".yaml") and not file.name.startswith("_")
-)
-SPEC = "{hidden_size: 32, num_heads: 2, num_kv_heads: 2, head_dim: 16, intermediate_size: 48}"
-# A small block in the large one's place: the recipe's other choices stay.
-TINY = [f"+llm.spec={SPEC}", "llm.kind=random", "llm.dtype=null"]
+RECIPES = names(CONFIG, "recipe")
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
 
 
@@ -40,7 +32,7 @@ def test_recipe_builds_at_small_widths(recipe: str) -> None:
     small = ["model.embed_dim=24", "model.num_heads=2"] if recipe in ("digits", "toy_imagenet_s") else []
     small = small or ["+model.embed_dim=24", "+model.num_heads=2", "+model.depth=2", "+model.img_size=32"]
     with_layer = compose(recipe).llm.kind != "none"
-    cfg = compose(recipe, *small, *(TINY if with_layer else []))
+    cfg = compose(recipe, *small, *(SMALL_BLOCK if with_layer else []))
     model = build_model(cfg)
     assert isinstance(model, FrozenLLMViT)
     assert (model.llm is not None) == with_layer
@@ -100,25 +92,14 @@ def test_ablation_schedule_differs_in_its_length_alone() -> None:
 
 def test_vit_small_llama_has_the_papers_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """LLaMA-7B's last block and its adapters, without the weights."""
-    seven_b = (
-        "{hidden_size: 4096, num_heads: 32, num_kv_heads: 32, head_dim: 128, intermediate_size: 11008, norm_eps: 1e-6}"
-    )
-    cfg = compose("imagenet_vit_small_llama", f"+llm.spec={seven_b}", "llm.kind=random")
-    monkeypatch.setattr("frozenllm.core.build.random_block", lambda spec, *args, **kwargs: _meta_block(spec))
+    cfg = compose("imagenet_vit_small_llama", f"+llm.spec={LLAMA_7B}", "llm.kind=random")
+    monkeypatch.setattr("frozenllm.core.build.random_block", block_without_weights)
     with torch.device("meta"):
         model = build_model(cfg)
     adapters = [model.llm.adapter_in.weight, model.llm.adapter_out.weight]
     assert sum(w.numel() for w in adapters) == 3_145_728
     assert model.llm.block.num_parameters() == 202_383_360
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 22_050_664 + 3_145_728  # DeiT-S, adapters
-
-
-def _meta_block(spec: Any) -> nn.Module:
-    from frozenllm.core.record import BlockRecord
-
-    tensors = {name: torch.empty(shape, device="meta") for name, shape in spec.tensor_shapes().items()}
-    record = BlockRecord(source="test", revision=None, layers=(31,), dtype="float32", sha256="0" * 64)
-    return LLMBlock([spec], [tensors], {}, record, device="meta")
 
 
 @pytest.mark.parametrize(("override", "words"), [

@@ -61,7 +61,7 @@ def test_views(runs: dict[str, str], scene: str) -> None:
 
 def test_pictures(runs: dict[str, str], scene: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("plotly", reason="the extra [html] of frozenllm-pointcloud is not installed")
-    look.main([runs["layer"], "--questions", "2", "--out", str(tmp_path)])
+    look.main([runs["layer"], "--count", "2", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert all(f"wrote {tmp_path / name}" in printed for name in ("look.png", "look.html"))
     with Image.open(tmp_path / "look.png") as opened:
@@ -90,8 +90,9 @@ def test_wrong_input_gives_one_sentence(runs: dict[str, str], scene: str, change
 
 
 @pytest.mark.parametrize(("arm", "options", "words"), [
-    ("layer", ["--scene", "x"], "needs --scene, --situation and --question"), ("layer", ["--questions", "0"], "positive"),
-    ("layer", ["--split", "dev"], "split must be"), ("blind", [], "sees no scene"),
+    ("layer", ["--scene", "x"], "needs --scene, --situation and --question"),
+    ("layer", ["--count", "0"], "must be 1 or more"), ("layer", ["--split", "dev"], "split must be"),
+    ("blind", [], "sees no scene"),
 ])  # fmt: skip
 def test_nothing_to_look_at(runs: dict[str, str], arm: str, options: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=f"error: .*{words}"):

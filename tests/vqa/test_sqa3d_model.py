@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -219,6 +220,13 @@ def test_wrong_options_give_one_sentence(options: dict[str, Any], words: str) ->
     with pytest.raises(ValueError, match=words) as caught:
         build(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "frozenllm.pointcloud", None)
+    with pytest.raises(ImportError, match=r"pip install 'frozenllm-vqa\[scenes\]'"):
+        build()
+    build(blind="both")  # needs none of it
 
 
 def test_points_of_another_width() -> None:

@@ -9,19 +9,18 @@ import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from recipes import SMALL_BLOCK, names
 
 from frozenllm.core import FrozenLLMLayer
 from frozenllm.core.training import build_model, compose_config, param_groups
 from frozenllm.vqa.scenes.model import SituatedQA
 from frozenllm.vqa.train import CONFIG
 
-SPEC = "{hidden_size: 32, num_heads: 2, num_kv_heads: 2, head_dim: 16, intermediate_size: 48}"
 NAMES = ["model.answers=[yes,no,chair]", "model.words=[what,is,left]"]
 
 
 def files(group: str) -> list[str]:
-    names = (file.name for file in (resources.files(CONFIG) / group).iterdir())
-    return sorted(n.removesuffix(".yaml") for n in names if "sqa3d" in n and not n.startswith("_"))
+    return [name for name in names(CONFIG, group) if "sqa3d" in name]
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -30,7 +29,7 @@ def compose(*overrides: str) -> DictConfig:
 
 def small(cfg: DictConfig) -> list[str]:
     """A small block in the large one's place, and no data."""
-    return [*NAMES, *([f"+llm.spec={SPEC}", "llm.kind=random", "llm.dtype=null"] if cfg.llm.kind != "none" else [])]
+    return [*NAMES, *(SMALL_BLOCK if cfg.llm.kind != "none" else [])]
 
 
 def test_all_of_the_papers_rows_are_there() -> None:
@@ -124,6 +123,6 @@ def test_task_chooses_the_recipe() -> None:
 
 def test_missing_data_gives_one_sentence(tmp_path: Path) -> None:
     for root in ("null", "/no/such/folder", str(tmp_path)):
-        with pytest.raises(ValueError, match="data.root|does not exist") as caught:
+        with pytest.raises(ValueError, match=r"data\.root|does not exist") as caught:
             build_model(compose("recipe=sqa3d", f"data.root={root}"))
         assert "\n" not in str(caught.value)

@@ -13,6 +13,7 @@ import torch
 from frozenllm.core.training import compose_config, evaluate, train
 from frozenllm.vqa import train as tool
 from frozenllm.vqa.runs import load_run
+from frozenllm.vqa.scenes.files import sqa3d_questions
 from frozenllm.vqa.scenes.model import SituatedQA
 
 TYPES = {f"sqa3d/{kind}" for kind in ("what", "is", "how", "can", "which", "others")}
@@ -22,8 +23,8 @@ TYPES = {f"sqa3d/{kind}" for kind in ("what", "is", "how", "can", "which", "othe
 def run(tmp_path_factory: pytest.TempPathFactory, rooms_root: Path, tiny_rooms: list[str]) -> list[str]:
     """The paper's recipe at tiny sizes: clipping by value, drops of the rate, augmentation."""
     runs = tmp_path_factory.mktemp("runs")
-    return ["recipe=sqa3d_llama", "llm=bundled", "model=sqa3d_toy", f"data.root={rooms_root}", "data.augment.flip=false",
-            *tiny_rooms, "schedule.epochs=2", "schedule.milestones=[1]", f"runs={runs}", "name=it"]  # fmt: skip
+    recipe = ["recipe=sqa3d_llama", "llm=bundled", "model=sqa3d_toy", f"data.root={rooms_root}", *tiny_rooms]
+    return [*recipe, "schedule.epochs=2", "schedule.milestones=[1]", f"runs={runs}", "name=it"]
 
 
 def test_trains_resumes_and_evaluates(run: list[str], rooms_root: Path, tmp_path: Path) -> None:
@@ -57,10 +58,8 @@ def test_trains_resumes_and_evaluates(run: list[str], rooms_root: Path, tmp_path
 def test_scenes_that_are_missing_are_counted(run: list[str], rooms_root: Path, tmp_path: Path) -> None:
     copy = tmp_path / "rooms"
     shutil.copytree(rooms_root, copy)
-    first = json.loads((copy / "sqa_task/balanced/v1_balanced_questions_val_scannetv2.json").read_text())["questions"][
-        0
-    ]
-    (copy / "scannet_data" / f"{first['scene_id']}_vert.npy").unlink()
+    first = sqa3d_questions(str(copy), "val")[0]
+    (copy / "scannet_data" / f"{first.scene_id}_vert.npy").unlink()
     broken = [*run, f"data.root={copy}", "name=broken", "model.blind=both", "llm=none", "data.test=null"]
     with pytest.raises(ValueError, match=r"lacks 1 of the 4 scenes .* data\.on_error=skip"):
         train(compose_config(tool.CONFIG, broken))

@@ -7,19 +7,14 @@ from importlib import resources
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from recipes import SMALL_BLOCK, names
 
 from frozenllm.core import FrozenLLMLayer
 from frozenllm.core.training import build_model, compose_config, param_groups
 from frozenllm.vqa.meter import MeterRetrieval, MeterVQA
 from frozenllm.vqa.train import CONFIG
 
-SPEC = "{hidden_size: 32, num_heads: 2, num_kv_heads: 2, head_dim: 16, intermediate_size: 48}"
 REAL_ROBERTA = "{vocab_size: 50265, max_position_embeddings: 514, type_vocab_size: 1, pad_token_id: 1}"
-
-
-def files(group: str) -> list[str]:
-    names = (file.name for file in (resources.files(CONFIG) / group).iterdir())
-    return sorted(n.removesuffix(".yaml") for n in names if n.endswith(".yaml") and not n.startswith("_"))
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -28,7 +23,7 @@ def compose(*overrides: str) -> DictConfig:
 
 def build(cfg: DictConfig, tiny: list[str], *overrides: str) -> MeterVQA | MeterRetrieval:
     """With tiny sizes and a small block in the large one's place."""
-    block = [f"+llm.spec={SPEC}", "llm.kind=random", "llm.dtype=null"] if cfg.llm.kind != "none" else []
+    block = SMALL_BLOCK if cfg.llm.kind != "none" else []
     answers = ["model.answers=7"] if cfg.model.type == "meter_vqa" else []
     model = build_model(compose(*overrides, *tiny, *block, *answers))
     assert isinstance(model, MeterVQA | MeterRetrieval)
@@ -37,10 +32,10 @@ def build(cfg: DictConfig, tiny: list[str], *overrides: str) -> MeterVQA | Meter
 
 def test_all_of_the_papers_rows_are_there() -> None:
     wanted = {f"{data}{tail}" for data in ("vqav2", "flickr30k") for tail in ("", "_llama")}
-    assert wanted | {"toy_vqa", "toy_retrieval"} <= set(files("recipe"))
+    assert wanted | {"toy_vqa", "toy_retrieval"} <= set(names(CONFIG, "recipe"))
 
 
-@pytest.mark.parametrize("recipe", files("recipe"))
+@pytest.mark.parametrize("recipe", names(CONFIG, "recipe"))
 def test_recipe_builds_at_small_widths(recipe: str, tiny: list[str]) -> None:
     if "sqa3d" in recipe:
         pytest.skip("see the tests of that task")
@@ -127,7 +122,7 @@ def test_builds_at_meters_widths_on_the_meta_device(model: str) -> None:
     assert built.trunk.width == 768
 
 
-@pytest.mark.parametrize("ablation", files("ablation"))
+@pytest.mark.parametrize("ablation", names(CONFIG, "ablation"))
 def test_ablation_jobs_build(ablation: str, tiny: list[str]) -> None:
     if "sqa3d" in ablation:
         pytest.skip("see the tests of that task")

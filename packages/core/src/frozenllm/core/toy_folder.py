@@ -26,6 +26,25 @@ def default_root(name: str, manifest: Mapping[str, Any]) -> Path:
     return toy_root() / f"{name}-{digest[:8]}"
 
 
+def named_root(root: str | os.PathLike[str] | None) -> Path | None:
+    """A folder of toy data that somebody named, in a config or on a command line: a mistyped one is not made.
+
+    Args:
+        root: The folder; None for `default_root`.
+
+    Raises:
+        ValueError: It is not there.
+    """
+    if root is None:
+        return None
+    folder = Path(root).expanduser()
+    if not folder.exists():
+        raise ValueError(
+            f"There is no folder {folder}: make it for toy data to be written there, or name none for the user's cache."
+        )
+    return folder
+
+
 def write_once(
     root: str | os.PathLike[str] | None, name: str, manifest: Mapping[str, Any], write: Callable[[Path], None]
 ) -> Path:
@@ -76,5 +95,7 @@ def _is_written(root: Path, manifest: Mapping[str, Any]) -> bool:
         return True
     if found is None and root.is_dir() and not any(root.iterdir()):
         return False
-    held = "toy data written with other settings" if found is not None else "something else than toy data"
-    raise ValueError(f"{root} holds {held}: name another folder, or remove this one.")
+    if found is not None:
+        raise ValueError(f"{root} holds toy data written with other settings: name another folder, or remove this one.")
+    what = "holds something else" if root.is_dir() else "is something else"
+    raise ValueError(f"{root} {what} than toy data: name another folder, or the recipe that these data are for.")

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from frozenllm.core.toy_folder import named_root
 from frozenllm.core.training import DATASETS, MODELS, TRANSFORMS, call_with_options, compare, print_table, run_tool
 from frozenllm.pointcloud.data import PointClouds, modelnet40, scanobjectnn
 from frozenllm.pointcloud.model import PointBERT
@@ -44,12 +45,12 @@ def build_point_bert(*, llm: Mapping[str, Any] | None = None, host: str | None =
 
 def toy_scanobjectnn(root: str | None, variant: str, split: str, **options: Any) -> PointClouds:
     """Toy scans as `scanobjectnn`, written first where they are missing; a ``root`` of None is in the user's cache."""
-    return scanobjectnn(str(write_scanobjectnn(root)), variant, split, **options)
+    return scanobjectnn(str(write_scanobjectnn(named_root(root))), variant, split, **options)
 
 
 def toy_modelnet(root: str | None, split: str, *, points: int = 1024, **options: Any) -> PointClouds:
     """Toy shapes as `modelnet40`, written first where they are missing; a ``root`` of None is in the user's cache."""
-    return modelnet40(str(write_modelnet(root, points=points)), split, points=points, **options)
+    return modelnet40(str(write_modelnet(named_root(root), points=points)), split, points=points, **options)
 
 
 MODELS.register_module("point_bert", module=build_point_bert)

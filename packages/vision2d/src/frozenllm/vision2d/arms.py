@@ -70,10 +70,9 @@ def compare_arms(arms: Sequence[Arm]) -> Comparison:
     result = Comparison(images=len(first.names), what=first.what)
     values: dict[str, dict[Key, Tensor]] = {}
     for arm in arms:
-        each = [_per_image(measured) for measured in arm.measured]
+        each, chances = zip(*(_per_image(measured) for measured in arm.measured), strict=True)
         # Ratios are averaged as logarithms, so that their mean over seeds and images is a geometric one.
         values[arm.name] = {key: torch.stack([v[key] for v in each]).nanmean(dim=0) for key in each[0]}
-        chances = [_chances(measured) for measured in arm.measured]
         result.arms[arm.name] = [
             _finding(key, value, sum(c[key] for c in chances) / len(chances) if key in chances[0] else None)
             for key, value in values[arm.name].items()
@@ -86,14 +85,18 @@ def compare_arms(arms: Sequence[Arm]) -> Comparison:
     return result
 
 
-def _per_image(measured: Measured) -> dict[Key, Tensor]:
+def _per_image(measured: Measured) -> tuple[dict[Key, Tensor], dict[Key, float]]:
+    """Values image by image, and what chance gives on average."""
     found: dict[Key, Tensor] = {}
+    chances: dict[Key, float] = {}
     relevant, counted = measured.relevant, measured.counted
     assert relevant is not None
     for (kind, tap), active in measured.analysis.activations.items():
-        covered = overlap(active, relevant, measured.names, counted, repeats=1)
+        covered = overlap(active, relevant, measured.names, counted)
         found[IOU, tap, kind], found[BEST, tap, kind] = covered.honest, covered.oracle
+        chances[IOU, tap, kind], chances[BEST, tap, kind] = covered.chance_honest, covered.chance_oracle
         found[AUROC, tap, kind] = auroc(active, relevant, counted)
+        chances[AUROC, tap, kind] = 0.5
     for depth, strength in measured.analysis.strengths.items():
         found[RATIO, depth, None] = inside_outside(strength, relevant, counted).log()
     for depth, rank in measured.analysis.ranks.items():
@@ -101,17 +104,7 @@ def _per_image(measured: Measured) -> dict[Key, Tensor]:
     outputs = measured.analysis.outputs
     if outputs is not None and measured.own_classes:
         found[ACCURACY, None, None] = (outputs.argmax(dim=1) == measured.targets).float()
-    return found
-
-
-def _chances(measured: Measured) -> dict[Key, float]:
-    chances: dict[Key, float] = {}
-    assert measured.relevant is not None
-    for (kind, tap), active in measured.analysis.activations.items():
-        covered = overlap(active, measured.relevant, measured.names, measured.counted)
-        chances[IOU, tap, kind], chances[BEST, tap, kind] = covered.chance_honest, covered.chance_oracle
-        chances[AUROC, tap, kind] = 0.5
-    return chances
+    return found, chances
 
 
 def _finding(key: Key, values: Tensor, chance: float | None) -> Finding:

@@ -14,6 +14,7 @@ import timm.data
 from PIL import Image
 from torch import Tensor
 
+from frozenllm.core.toy_folder import named_root
 from frozenllm.core.training import UNREADABLE, BrokenSample, TolerantDataset
 from frozenllm.vision2d.sources import open_reader
 from frozenllm.vision2d.toy import write_digits
@@ -144,7 +145,7 @@ def digits(root: str | None, split: str, *, size: int = 32, **kwargs: Any) -> Im
         size: Width of the images in pixels.
         **kwargs: See `image_folder`.
     """
-    return image_folder(str(write_digits(root, size=size)), split, **kwargs)
+    return image_folder(str(write_digits(named_root(root), size=size)), split, **kwargs)
 
 
 def make_transform(options: Mapping[str, Any] | None, train: bool) -> Any:

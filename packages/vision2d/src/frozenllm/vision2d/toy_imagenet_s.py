@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from frozenllm.core.toy_folder import write_once
+from frozenllm.core.toy_folder import named_root, write_once
 from frozenllm.vision2d.data import ImageDataset, image_folder
 from frozenllm.vision2d.imagenet_s import IGNORED, MASKS, SPLIT, mask_of_ids
 
@@ -62,7 +62,7 @@ def toy_imagenet_s(root: str | None, split: str, **kwargs: Any) -> ImageDataset:
         split: ``"train"`` or ``"validation"``.
         **kwargs: See `image_folder`.
     """
-    return image_folder(str(write_toy_imagenet_s(root)), split, **kwargs)
+    return image_folder(str(write_toy_imagenet_s(named_root(root))), split, **kwargs)
 
 
 def wnid(label: int) -> str:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from frozenllm.core.training import DATASETS, FUNCTIONS, METRICS, MODELS, TRANSFORMS, compare, print_table, run_cli
+from frozenllm.core.training import DATASETS, FUNCTIONS, METRICS, MODELS, TRANSFORMS, compare, print_table, run_tool
 from frozenllm.vqa.data import flickr30k, vqav2
 from frozenllm.vqa.meter import build_retrieval, build_vqa
 from frozenllm.vqa.metrics import EvalAI, Recall, VQAScore
@@ -50,8 +50,8 @@ class Toy:
     Attributes:
         metric: The figure of the table.
         others: Further figures, below it.
-        arms: Arms beside the host and the host with the layer.
         note: What the figures are to be compared with.
+        arms: Arms beside the host and the host with the layer.
     """
 
     metric: str
@@ -108,12 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = arguments[0].removeprefix("task=") if len(arguments) == 1 and arguments[0].startswith("task=") else None
-    if not arguments:
-        toy()
-    elif chosen in TOYS:
-        toy(chosen)
+    if chosen in TOYS:
+        run_tool(CONFIG, lambda: toy(chosen), [])
     else:
-        run_cli(CONFIG, arguments)
+        run_tool(CONFIG, toy, arguments)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from frozenllm.core.training.composition import CONFIG_ERRORS, VERSION_BASE, one_sentence, with_recipe
+from frozenllm.core.training.composition import CONFIG_ERRORS, VERSION_BASE, check_types, one_sentence, with_recipe
 from frozenllm.core.training.guard import FrozenBlockChanged
 from frozenllm.core.training.run import evaluate, train
 
@@ -87,6 +87,7 @@ def run_job(cfg: DictConfig) -> float | None:
             cfg.name = f"{cfg.name}/{job_name(state.job.override_dirname)}"
             cfg.sweep = list(state.overrides.task)  # tables tell the runs of a sweep apart by them
     try:
+        check_types(cfg, _package(state), state.overrides.task, state.runtime.choices)
         if cfg.eval_only:
             evaluate(cfg)
             return None
@@ -94,6 +95,11 @@ def run_job(cfg: DictConfig) -> float | None:
     except Exception as error:
         raise failure(error) from error
     return result.best["value"] if result.best else None
+
+
+def _package(state: Any) -> str:
+    """The config package that the command line started from."""
+    return next(source.path for source in state.runtime.config_sources if source.provider == "main")
 
 
 def failure(error: BaseException) -> SystemExit:

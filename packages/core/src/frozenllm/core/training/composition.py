@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 VERSION_BASE = "1.3"
@@ -56,6 +56,39 @@ def with_recipe(cfg: DictConfig, recipe: str | None) -> DictConfig:
     return cfg
 
 
+def check_types(cfg: DictConfig, package: str, overrides: Sequence[str], groups: Container[str]) -> None:
+    """Refuse words and flags where the config has a number or a list, whichever domain's key it is.
+
+    Args:
+        cfg: The composed config.
+        package: The config package, with ``pkg://`` before it or not.
+        overrides: Those that it was composed with.
+        groups: Names of the config groups.
+
+    Raises:
+        ValueError: An override gives such a value; the sentence names its key.
+    """
+    keys = {text: text.partition("=")[0] for text in overrides}
+    values = [key for key in keys.values() if key[:1] not in ("+", "~") and key not in groups]
+    if not values:
+        return
+    chosen = [text for text, key in keys.items() if key.lstrip("+~").partition("@")[0] in groups]
+    usual = compose_config(package.removeprefix("pkg://"), chosen)
+    for key in values:
+        try:
+            before, now = OmegaConf.select(usual, key), OmegaConf.select(cfg, key)
+        except OmegaConfBaseException:  # `resolve` says what is missing
+            continue
+        if _is_number(before) and isinstance(now, str | bool):
+            raise ValueError(f"{key} must be a number, not {now!r}.")
+        if isinstance(before, ListConfig) and isinstance(now, str | bool | int | float):
+            raise ValueError(f"{key} must be a list such as [{now}], not {now!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def resolve(cfg: DictConfig) -> DictConfig:
     """A copy without interpolations.
 
@@ -92,6 +125,11 @@ def one_sentence(error: BaseException) -> str:
         if "No match in the defaults list" in text:
             return f"There is no config group {key.partition('@')[0]!r}: see --help for the groups."
         return f"There is no config key {key!r}: see --cfg job for the keys, or write +{key}=... to add one."
+    if match := re.match(r"LexerNoViableAltException: (.*)", text):
+        key, _, value = match[1].partition("=")
+        return f"{match[1]} cannot be read: put such a value in two kinds of quotes, '{key}=\"{value}\"'."
+    if match := re.match(r"Error parsing override '([^']*)'\nmissing EQUAL", text):
+        return f"{match[1]!r} says nothing: write key=value."
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cause = getattr(error, "__cause__", None)
     more = [line.strip() for line in str(cause).splitlines()[:1]] if cause is not None else []

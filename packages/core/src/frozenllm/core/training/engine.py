@@ -15,9 +15,9 @@ from torch import nn
 
 from frozenllm.core.training import checkpoint as files
 from frozenllm.core.training.distributed import average_buffers, bare, on_main, wrap
+from frozenllm.core.training.ema import EMA
 from frozenllm.core.training.faults import writing
 from frozenllm.core.training.finite import check_weights
-from frozenllm.core.training.ema import EMA
 from frozenllm.core.training.registry import RUNNERS
 from frozenllm.core.training.sync_bn import synchronize_batch_norm
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ _MAY_CHANGE = ("resume", "overwrite", "eval_only", "checkpoint", "split", "runs"
 
 def run_folder(cfg: DictConfig) -> Path:
     """Absolute path of a config's run folder; it carries no time, so that resuming and all processes find it."""
-    return Path(cfg.runs).expanduser().absolute() / cfg.recipe / cfg.name
+    return Path(str(cfg.runs)).expanduser().absolute() / cfg.recipe / str(cfg.name)
 
 
 def prepare(folder: Path, cfg: DictConfig) -> Path | None:
@@ -43,6 +45,33 @@ def prepare(folder: Path, cfg: DictConfig) -> Path | None:
             ``overwrite`` is set.
     """
     return on_main(lambda: _prepare(folder, cfg))
+
+
+def not_there(folder: Path) -> list[Path]:
+    """What a run would make and is not there yet: its own files and folders, then the run folder and those above."""
+    own = [folder / name for name in (*_OWN_FILES, *_OWN_FOLDERS) if not (folder / name).exists()]
+    return [*own, *(place for place in (folder, *folder.parents) if not place.exists())]
+
+
+def withdraw(folder: Path, made: Sequence[Path]) -> None:
+    """Remove what a start has made that failed before there was anything to keep, and unlock the folder.
+
+    Args:
+        folder: The run folder.
+        made: From `not_there`, before the start.
+    """
+    if (folder / HISTORY).exists() or files.checkpoints(folder / "checkpoints"):
+        return
+    own = [path for path in made if path.parent == folder]
+    for path in own:
+        if path.name in _OWN_FILES:
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    let_go(folder)
+    with contextlib.suppress(OSError):  # other things lie there
+        for path in made[len(own) :]:
+            path.rmdir()
 
 
 def _prepare(folder: Path, cfg: DictConfig) -> Path | None:

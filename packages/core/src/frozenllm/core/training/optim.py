@@ -155,7 +155,11 @@ class GroupedOptimizer:
         known = {id(p) for group in groups for p in group["params"]}
         if extra := [n for n, p in task.named_parameters() if p.requires_grad and id(p) not in known]:
             raise ValueError(f"A task's own parameters are not trained: {', '.join(extra)}; put them into the model.")
-        optimizer: torch.optim.Optimizer = OPTIMIZERS.build(
-            {**self.optimizer, "params": groups, "lr": lr, "weight_decay": weight_decay}
-        )
+        settings = {**self.optimizer, "params": groups, "lr": lr, "weight_decay": weight_decay}
+        if OPTIMIZERS.get(settings["type"]) is None:
+            raise ValueError(f"torch.optim has no optimizer {settings['type']!r}: check optim.type.")
+        try:
+            optimizer: torch.optim.Optimizer = OPTIMIZERS.build(settings)
+        except (TypeError, ValueError) as error:  # torch's words name the option
+            raise ValueError(f"optim: {settings['type']} cannot be made from these options: {error}.") from error
         return OPTIM_WRAPPERS.build({**self.wrapper, "optimizer": optimizer})

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError)
+
+
+def built_by_config(build: Callable[[], T]) -> T:
+    """Build a model; what a library says of options that it cannot take becomes a sentence.
+
+    Raises:
+        ValueError: In the place of an error from outside this project. One of ours goes through as it is.
+    """
+    try:
+        return build()
+    except _REFUSALS as error:
+        last = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+        if last.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]:
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"The model cannot be built from these options ({said}): check the config group model, or see where with "
+            "HYDRA_FULL_ERROR=1."
+        ) from error
 
 
 def call_with_options(

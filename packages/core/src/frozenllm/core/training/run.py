@@ -20,12 +20,13 @@ from frozenllm.core.training.cost import first_sample, prediction_cost
 from frozenllm.core.training.distributed import is_main, join, pick_device
 from frozenllm.core.training.engine import Engine
 from frozenllm.core.training.faults import RunStopped, explained
-from frozenllm.core.training.folder import prepare, run_folder, write_text
+from frozenllm.core.training.folder import not_there, prepare, run_folder, withdraw, write_text
 from frozenllm.core.training.journal import Journal
 from frozenllm.core.training.lock import let_go
 from frozenllm.core.training.saving import Saver
 from frozenllm.core.training.settings import engine_settings, import_registrations
 from frozenllm.core.training.task import AUTOCAST
+from frozenllm.core.training.values import check_values
 
 SUMMARY = "summary.json"
 
@@ -84,14 +85,22 @@ def train(cfg: DictConfig) -> RunResult:
         FrozenBlockChanged: A frozen block was written to.
     """
     cfg = resolve(cfg)
+    check_values(cfg)
     if cfg.eval_only:
         raise ValueError("eval_only=true is for evaluate(), not for train().")
+    if cfg.checkpoint and not Path(cfg.checkpoint).expanduser().is_file():  # before anything is overwritten
+        raise ValueError(f"There is no checkpoint at {cfg.checkpoint}: checkpoint=... names a file to start from.")
     import_registrations(cfg)
     device, strategy, world = _processes(cfg)
     folder = run_folder(cfg)
+    made = not_there(folder)
     resume_from = prepare(folder, cfg)
     try:
         return _train(cfg, folder, resume_from, device, strategy, world)
+    except Exception as error:
+        if is_main() and isinstance(error, ValueError | ImportError) and not isinstance(error, RunStopped):
+            withdraw(folder, made)
+        raise
     finally:
         let_go(folder)
 
@@ -164,6 +173,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         RunStopped: A worker or a sample failed.
     """
     cfg = resolve(cfg)
+    check_values(cfg)
     cfg.eval_only = True
     if cfg.split not in ("val", "test"):
         raise ValueError(f"split must be val or test, not {cfg.split!r}.")
@@ -175,6 +185,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     path = Path(cfg.checkpoint).expanduser() if cfg.checkpoint else folder / "checkpoints" / "last.pt"
     if not path.is_file():
         raise ValueError(f"There is no checkpoint at {path}: give one with checkpoint=...")
+    made = not_there(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         engine = _engine(engine_settings(cfg, str(folder), device, strategy, world, load_from=str(path)))
@@ -185,6 +196,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
                 file.write(json.dumps({"checkpoint": str(path), "split": cfg.split, **metrics}) + "\n")
     except PermissionError as error:
         raise ValueError(f"The run folder {folder} cannot be written: choose another with runs=...") from error
+    except (ValueError, ImportError):
+        if is_main():
+            withdraw(folder, made)
+        raise
     return metrics
 
 

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from frozenllm.core.training.options import built_by_config
 from frozenllm.core.training.registry import FUNCTIONS, MODELS, SCOPE
 
 _TRACKERS = {"tensorboard": "TensorboardVisBackend", "wandb": "WandbVisBackend"}
@@ -59,7 +60,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
     builder = MODELS.get(settings["type"])
     if builder is None:
         raise ValueError(f"There is no model type {settings['type']!r}: check model.type, and the config's imports.")
-    return builder(**{key: value for key, value in settings.items() if key != "type"})
+    return built_by_config(lambda: builder(**{key: value for key, value in settings.items() if key != "type"}))
 
 
 def global_batch(cfg: DictConfig, world_size: int) -> int:

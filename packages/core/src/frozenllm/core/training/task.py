@@ -10,6 +10,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frozenllm.core.training.options import built_by_config
 from frozenllm.core.training.registry import MODELS, TRANSFORMS
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,7 +34,7 @@ class Task(BaseModel):
         precision: str = "fp32",
     ) -> None:
         super().__init__()
-        self.model = MODELS.build(dict(model)) if isinstance(model, Mapping) else model
+        self.model = built_by_config(lambda: MODELS.build(dict(model))) if isinstance(model, Mapping) else model
         self.batch_transform: Callable[[Any, Any], tuple[Any, Any]] | None = (
             TRANSFORMS.build(dict(batch_transform)) if isinstance(batch_transform, Mapping) else batch_transform
         )
@@ -91,12 +92,20 @@ class ClassificationTask(Task):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(model, batch_transform, precision)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"task.label_smoothing must be a number from 0 to below 1, not {label_smoothing}.")
         self.label_smoothing = label_smoothing
 
     def loss(self, outputs: Tensor, targets: Tensor, **extra: Any) -> dict[str, Tensor]:
         """``{"loss": ...}`` from logits (B, C) and targets (B,) or (B, C)."""
         smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing
-        return {"loss": F.cross_entropy(outputs.float(), targets, label_smoothing=smoothing)}
+        try:
+            return {"loss": F.cross_entropy(outputs.float(), targets, label_smoothing=smoothing)}
+        except IndexError as error:  # on a CPU; a GPU fails later, and says less
+            raise ValueError(
+                f"A sample is of class {int(targets.max())} (the first is 0), but the model has {outputs.shape[1]}: "
+                "check the number of classes."
+            ) from error
 
     def predict(self, outputs: Tensor, targets: Tensor, **extra: Any) -> list[dict[str, Any]]:
         """``{"scores": (C,) float32 logits, "target": int}`` per sample, on the CPU."""

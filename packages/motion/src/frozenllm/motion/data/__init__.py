@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from frozenllm.core.toy_folder import named_root
 from frozenllm.core.training import TolerantDataset
 from frozenllm.motion.data import argoverse1 as av1
 from frozenllm.motion.data import argoverse2 as av2
@@ -128,7 +129,7 @@ def toy_argoverse2(
     """
     from frozenllm.motion.toy import write_toy_argoverse2
 
-    return argoverse2(write_toy_argoverse2(root, **(toy or {})), split, **options)
+    return argoverse2(write_toy_argoverse2(named_root(root), **(toy or {})), split, **options)
 
 
 def toy_argoverse1(
@@ -144,7 +145,7 @@ def toy_argoverse1(
     """
     from frozenllm.motion.toy import write_toy_argoverse1
 
-    return argoverse1(write_toy_argoverse1(root, **(toy or {})), split, **options)
+    return argoverse1(write_toy_argoverse1(named_root(root), **(toy or {})), split, **options)
 
 
 def _cached(

@@ -8,6 +8,7 @@ import difflib
 import inspect
 import pickle
 import re
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,11 @@ def mistakes_in(cfg: Config) -> Iterator[None]:
             raise ValueError(f"The config has an option that nothing takes: {said}.") from error
         if re.match(r"\S+ is not in the \S+ registry", said):
             raise ValueError(f"The config names a type that is not known: {said.partition('. ')[0]}.") from error
+        raise
+    except ValueError as error:  # of a loader: a batch size or a number of workers that is none
+        last = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+        if last.f_globals.get("__name__", "").startswith("torch.utils.data."):
+            raise ValueError(f"The config has a loader that cannot be: {str(error).rstrip('.')}.") from error
         raise
     except pickle.UnpicklingError as error:
         raise ValueError(

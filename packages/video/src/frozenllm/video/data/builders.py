@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from frozenllm.core.toy_folder import named_root
 from frozenllm.video.data.dataset import VideoDataset
 from frozenllm.video.data.files import read_annotated_videos, read_video_csv, read_video_folder
 from frozenllm.video.data.frames import read_frame_lists
@@ -106,7 +107,7 @@ def toy_frames(root: str | None, split: str, *, toy: dict[str, Any] | None = Non
         toy: Options of `frozenllm.video.toy.write_toy_frames`.
         **options: See `VideoDataset`.
     """
-    folder = write_toy_frames(root, **toy or {})
+    folder = write_toy_frames(named_root(root), **toy or {})
     return ssv2_frames(
         str(folder / "labels.json"),
         str(folder / f"{_part(split)}.json"),
@@ -120,7 +121,7 @@ def toy_frames(root: str | None, split: str, *, toy: dict[str, Any] | None = Non
 def toy_videos(root: str | None, split: str, *, toy: dict[str, Any] | None = None, **options: Any) -> VideoDataset:
     """The toy videos as `video_csv`, written first where they are missing; see `toy_frames`."""
     _part(split)
-    folder: Path = write_toy_videos(root, **toy or {})
+    folder: Path = write_toy_videos(named_root(root), **toy or {})
     return video_csv(str(folder / f"{split}.csv"), num_classes=len(CLASSES), **options)
 
 

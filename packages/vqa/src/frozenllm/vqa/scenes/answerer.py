@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frozenllm.core.analysis import frequency, magnitude, tapped
+from frozenllm.core.analysis import activation_named, tapped
 from frozenllm.vqa.answerer import Answer, top_answers
 from frozenllm.vqa.runs import load_run
 from frozenllm.vqa.scenes.arrays import Scene, SceneFolder
@@ -19,7 +19,6 @@ from frozenllm.vqa.scenes.data import scene_folder
 from frozenllm.vqa.scenes.dataset import point_features
 from frozenllm.vqa.scenes.model import SituatedQA
 
-MEASURES = {"magnitude": magnitude, "frequency": frequency}
 HOST, LAYER = "host", "frozen layer"
 
 
@@ -78,21 +77,22 @@ class SceneAnswerer:
         """
         return self._ask(self.scenes.read(scene_id), situation, question, top)[0]
 
-    def view(self, scene_id: str, situation: str, question: str, *, measure: str = "magnitude", top: int = 3) -> View:
+    def view(
+        self, scene_id: str, situation: str, question: str, *, activation: str = "magnitude", top: int = 3
+    ) -> View:
         """The answers with the objects, and the activation of their tokens.
 
         Args:
             scene_id: See `ask`.
             situation: See `ask`.
             question: See `ask`.
-            measure: ``"magnitude"`` or ``"frequency"``, see `frozenllm.core.analysis`.
+            activation: ``"magnitude"`` or ``"frequency"``, see `frozenllm.core.analysis`.
             top: See `ask`.
 
         Raises:
-            ValueError: See `ask`; or the measure is unknown.
+            ValueError: See `ask`; or the activation is unknown.
         """
-        if measure not in MEASURES:
-            raise ValueError(f"The measure must be one of {', '.join(MEASURES)}, not {measure!r}.")
+        measure = activation_named(activation)
         scene = self.scenes.read(scene_id)
         tokens: dict[str, Tensor] = {}
         if self.model.llm is None:
@@ -106,7 +106,7 @@ class SceneAnswerer:
         assert self.model.detector is not None
         objects = outputs["mask"][0]
         maps = {
-            name: MEASURES[measure](found[:, objects])[0].float().cpu()
+            name: measure(found[:, objects])[0].float().cpu()
             for name, found in {HOST: outputs["tokens"], **tokens}.items()
         }
         boxes = self.model.detector.boxes(outputs["detected"])[0, objects].float().cpu()

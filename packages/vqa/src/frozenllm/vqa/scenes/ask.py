@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
+from frozenllm.core.training import errors_in_a_sentence
 from frozenllm.vqa.answerer import print_answers
 from frozenllm.vqa.scenes.answerer import SceneAnswerer
 
@@ -20,14 +20,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--situation", required=True, help="where you stand, and what you see")
     parser.add_argument("--question", required=True)
     parser.add_argument("--scenes", metavar="FOLDER", help="with prepared scenes; by default that of the run's data")
-    parser.add_argument("--top", type=int, default=5, help="how many answers")
+    parser.add_argument("--top", type=int, default=5, help="how many answers (%(default)s)")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    try:
+    with errors_in_a_sentence():
         answerer = SceneAnswerer(args.run, args.scenes, args.device)
         print_answers(answerer.ask(args.scene, args.situation, args.question, args.top))
-    except (ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

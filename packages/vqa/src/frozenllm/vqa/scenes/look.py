@@ -10,7 +10,6 @@ and looks, by the annotation; a dashed one where the model believes so. Writes `
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frozenllm.core.analysis import ACTIVATIONS
 from frozenllm.core.style import new_figure, styled
-from frozenllm.vqa.scenes.answerer import MEASURES, SceneAnswerer, View
+from frozenllm.core.training import errors_in_a_sentence, folder_of_run
+from frozenllm.vqa.scenes.answerer import SceneAnswerer, View
 from frozenllm.vqa.scenes.files import SituatedQuestion, sqa3d_questions
 from frozenllm.vqa.scenes.pose import heading, to_aligned
 
@@ -48,7 +49,7 @@ class Picture:
 
 
 def pictures(
-    answerer: SceneAnswerer, questions: Sequence[SituatedQuestion], measure: str = "magnitude"
+    answerer: SceneAnswerer, questions: Sequence[SituatedQuestion], activation: str = "magnitude"
 ) -> list[Picture]:
     """Ask the questions.
 
@@ -56,16 +57,16 @@ def pictures(
         ValueError: A scene is missing or damaged, or the model sees no scene.
     """
     return [
-        _picture(answerer, q.scene_id, q.situation, q.question, measure, answer=q.answer, pose=np.array(q.pose))
+        _picture(answerer, q.scene_id, q.situation, q.question, activation, answer=q.answer, pose=np.array(q.pose))
         for q in questions
     ]
 
 
 def _picture(
-    answerer: SceneAnswerer, scene_id: str, situation: str, question: str, measure: str,
+    answerer: SceneAnswerer, scene_id: str, situation: str, question: str, activation: str,
     answer: str | None = None, pose: NDArray[np.float64] | None = None,
 ) -> Picture:  # fmt: skip
-    view = answerer.view(scene_id, situation, question, measure=measure)
+    view = answerer.view(scene_id, situation, question, activation=activation)
     if not view.maps:
         raise ValueError("This run's model sees no scene (model.blind): there is nothing to look at.")
     scene = view.scene
@@ -112,29 +113,15 @@ def save_html(path: Path, shown: Sequence[Picture]) -> None:
     Raises:
         ImportError: plotly is not installed.
     """
-    try:
-        from plotly.graph_objects import Scatter3d
-        from plotly.subplots import make_subplots
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "Interactive pictures need plotly, which is not installed: pip install 'frozenllm-pointcloud[html]'."
-        ) from error
+    from frozenllm.pointcloud.turnable import Scene, write_turnable
 
-    names = list(shown[0].view.maps)
-    figure = make_subplots(
-        rows=len(names), cols=len(shown), specs=[[{"type": "scene"}] * len(shown)] * len(names),
-        subplot_titles=[f"{picture.title}<br>{name}".replace("\n", "<br>") for name in names for picture in shown],
-        horizontal_spacing=0.01, vertical_spacing=0.08,
-    )  # fmt: skip
-    for r, name in enumerate(names, start=1):
-        for c, picture in enumerate(shown, start=1):
-            for trace in _traces(picture, name, first=r == c == 1):
-                figure.add_trace(Scatter3d(**trace, showlegend=False), row=r, col=c)
-    hidden = {"visible": False}
+    rows = []
+    for name in shown[0].view.maps:
+        titles = [f"{picture.title}<br>{name}".replace("\n", "<br>") for picture in shown]
+        traces = [_traces(picture, name, first=not rows and picture is shown[0]) for picture in shown]
+        rows.append([Scene(*scene) for scene in zip(titles, traces, strict=True)])
     above = {"eye": {"x": 0, "y": -0.01, "z": 1.9}, "up": {"x": 0, "y": 1, "z": 0}}
-    figure.update_scenes(xaxis=hidden, yaxis=hidden, zaxis=hidden, aspectmode="data", camera=above)
-    figure.update_layout(height=480 * len(names), margin={"l": 10, "r": 10, "t": 60, "b": 10}, template="plotly_white")
-    figure.write_html(path, include_plotlyjs=True)
+    write_turnable(path, rows, height=480, camera=above)
 
 
 def _traces(picture: Picture, name: str, first: bool) -> list[dict[str, Any]]:
@@ -197,37 +184,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line; exits with status 1 and one sentence on a user's error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run folder, or one of its checkpoints")
-    parser.add_argument("--questions", type=int, default=3, metavar="N", help="of different scenes of the data")
-    parser.add_argument("--split", default="val", help="of the data")
+    parser.add_argument("--count", type=int, default=3, help="questions, of different scenes (%(default)s)")
+    parser.add_argument("--split", default="val", help="of the data (%(default)s)")
     parser.add_argument("--scene", metavar="ID", help="a scene for a question of your own")
     parser.add_argument("--situation", help="for a question of your own")
     parser.add_argument("--question", help="of your own")
     parser.add_argument("--scenes", metavar="FOLDER", help="with prepared scenes; by default that of the run's data")
-    parser.add_argument("--measure", default="magnitude", choices=sorted(MEASURES))
+    parser.add_argument("--activation", default="magnitude", choices=list(ACTIVATIONS), help="of the object tokens")
     parser.add_argument("--out", type=Path, help="folder for the pictures; by default that of the run")
     args = parser.parse_args(argv)
-    try:
+    with errors_in_a_sentence():
         own = (args.scene, args.situation, args.question)
         if any(own) and not all(own):
             raise ValueError("A question of your own needs --scene, --situation and --question.")
-        if args.questions < 1:
-            raise ValueError(f"--questions must be positive, not {args.questions}.")
+        if args.count < 1:
+            raise ValueError(f"--count must be 1 or more, not {args.count}.")
         answerer = SceneAnswerer(args.run, args.scenes)
         if all(own):
-            shown = [_picture(answerer, *own, args.measure)]
+            shown = [_picture(answerer, *own, args.activation)]
         else:
             asked = sqa3d_questions(answerer.data.root, args.split, format=answerer.data.format)
             first = {question.scene_id: question for question in reversed(asked)}
-            shown = pictures(answerer, [first[name] for name in sorted(first)][: args.questions], args.measure)
-        out = args.out or (args.run if args.run.is_dir() else args.run.resolve().parent.parent)
+            shown = pictures(answerer, [first[name] for name in sorted(first)][: args.count], args.activation)
+        out = args.out or folder_of_run(args.run)
         out.mkdir(parents=True, exist_ok=True)
         save_png(out / "look.png", shown)
         print(f"wrote {out / 'look.png'}")
         save_html(out / "look.html", shown)
         print(f"wrote {out / 'look.html'}")
-    except (ValueError, ImportError, OSError) as error:
-        at = f"{error.filename}: {error.strerror}." if isinstance(error, OSError) and error.filename else error
-        sys.exit(f"error: {at}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ situation says both by the walls' colours, in three wordings (the main one and t
 **The questions** ask about what is ahead, behind, to the left and to the right, what is nearest, which way to go, and
 how many pieces stand at both sides. Every wording has equally many of each of its answers; it takes the situation *and*
 the room to answer: a question alone gives the prior (`frozenllm.vqa.toy.questions.prior`), question and room without
-situation little more, situation and question without room nothing. "What is in front of me?" and "What is nearest to
-me?" are asked most (`SHARES`): a wall that the situation names answers them, and a model that has learned to look there
-learns the rest soon after. With equal shares none of it is learned in a minute.
+situation little more, situation and question without room nothing. "What is in front of me?" is asked most (`SHARES`): the
+one wall that most situations name answers it, and a model that has learned to look there has made the largest step.
+With equal shares nothing at all is learned in some minutes.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ STEP = 0.8  # metres from the middle of the room to somebody who stands close to
 _PLACES = {"in front of me": 0, "on my left": 1, "behind me": 2, "on my right": 3}  # quarter turns from ahead
 _WAYS = ("forward", "left", "backward", "right")
 SHARES = {
-    "What is in front": 0.44,
-    "What is nearest": 0.2,
-    "What is": 0.12,
-    "Which": 0.06,
+    "What is in front": 0.6,
+    "What is nearest": 0.12,
+    "What is": 0.08,
+    "Which": 0.04,
     "Is there": 0.06,
-    "How many": 0.04,
+    "How many": 0.03,
     "Can I": 0.04,
-    "Am I": 0.04,
+    "Am I": 0.03,
 }
 """Of all questions, by how they begin; the first that fits counts."""
 
@@ -79,8 +79,8 @@ class Situation:
         )
 
 
-SITUATIONS = tuple(Situation(facing, near) for facing in range(4) for near in (None, None, None, None, 0, 1, 2, 3))
-"""In the middle as often as close to a wall."""
+SITUATIONS = tuple(Situation(facing, near) for facing in range(4) for near in (*[None] * 12, 0, 1, 2, 3))
+"""In the middle three times as often as close to a wall."""
 
 
 def random_room(rng: np.random.Generator) -> Room:
@@ -164,7 +164,7 @@ def write_rooms(
         ValueError: The folder holds something else.
         ImportError: The extra ``[scenes]`` is not installed.
     """
-    manifest: dict[str, Any] = {"data": "toy sqa3d", "format": 6, "train": train, "val": val, "test": test}
+    manifest: dict[str, Any] = {"data": "toy sqa3d", "format": 8, "train": train, "val": val, "test": test}
     manifest |= {"per_room": per_room, "seed": seed}
     return write_once(root, "sqa3d", manifest, lambda folder: _write(folder, manifest))
 

@@ -1,0 +1,104 @@
+"""Typing mistakes on the command line: one sentence that names the key, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tinydomain.helpers import run
+from tinydomain.train import CONFIG
+
+from frozenllm.core.training import compose_config, run_cli
+from frozenllm.core.training.values import check_values
+
+MISTAKES = {
+    "optim.lr=fast": "optim.lr must be a number, not 'fast'",
+    "optim.lr=-1": "optim.lr must be positive, not -1",
+    "optim.weight_decay=-1": "optim.weight_decay must be a number from 0, not -1",
+    "optim.type=Adamm": "torch.optim has no optimizer 'Adamm': check optim.type",
+    "optim.betas=[2,3]": "optim: AdamW cannot be made from these options: Invalid beta parameter",
+    "optim.accumulate=0": "optim.accumulate must be a whole number from 1",
+    "optim.clip_grad=tight": "optim.clip_grad must be a number from 0 or a group of keys or null",
+    "optim.ema=0.99": "optim.ema must be a group of keys or null",
+    "data=foo": "data must be a group of keys, not 'foo'",
+    "data.batch_size=-1": "data.batch_size must be a whole number from 1, not -1",
+    "data.batch_size=1.5": "data.batch_size must be a whole number from 1, not 1.5",
+    "data.train=null": "data.train must be a group of keys, type among them",
+    "schedule.epochs=0": "schedule.epochs must be a whole number from 1, not 0",
+    "schedule.warmup_epochs=9": r"The warm-up \(9 epochs\) must be shorter",
+    "runtime.workers=two": "runtime.workers must be a number, not 'two'",
+    "runtime.seed=-1": "runtime.seed must be a whole number from 0 to 4294967295",
+    "runtime.log_interval=0": "runtime.log_interval must be a whole number from 1",
+    "runtime.stop_after=0": "runtime.stop_after must be a whole number from 1 or null",
+    "runtime.console=maybe": "runtime.console must be true or false",
+    "llm.layers=3": r"llm.layers must be a list such as \[3\], not 3",
+    "llm.trainable=maybe": "llm.trainable must be true or false",
+    "model.dropout=much": "model.dropout must be a number, not 'much'",  # a domain's own key
+    "model.dropout=2": r"The model cannot be built from these options \(dropout probability has to be between",
+    "+task.label_smoothing=1.5": "task.label_smoothing must be a number from 0 to below 1",
+    "metrics=[]": "metrics must be a list of metrics, each with a type",
+    "name=../../up": "name must be a folder's name",
+    "name=": "name must be a folder's name",
+    "resume=maybe": "resume must be true or false",
+    "checkpoint=/nope.pt": "There is no checkpoint at /nope.pt",
+    "recipe": "'recipe' says nothing: write key=value",
+    "name=Größe": "name=Größe cannot be read: put such a value in two kinds of quotes, 'name=\"Größe\"'",
+}
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_one_sentence_and_nothing_left(typed: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    runs = tmp_path / "new" / "runs"
+    with pytest.raises(SystemExit) as exited:
+        run_cli(CONFIG, [f"runs={runs}", "runtime.console=false", typed])
+    assert exited.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    with pytest.raises(ValueError, match=MISTAKES[typed]):
+        raise ValueError(line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_usual_values_pass(tmp_path: Path) -> None:
+    for overrides in (
+        ["optim.clip_grad=0", "name=a/b", "schedule.warmup_epochs=0.5", "optim.lr=1"],
+        ["optim.clip_grad={value:1.0}", "name=7", "runtime.compile={mode:default}", "llm.layers=null"],
+        ['name="Größe"', "data.test=null", "optim.ema={decay:0.9,evaluate:raw}", "runtime.wandb={project:x}"],
+    ):
+        check_values(compose_config(CONFIG, overrides))
+    assert run(tmp_path, "name=7", "runtime.stop_after=1").run_dir == str(tmp_path / "tiny" / "7")
+
+
+def test_mistakes_leave_other_things_in_the_folder_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny" / "a"
+    (folder / "checkpoints").mkdir(parents=True)
+    mine = (folder / "notes.txt", folder / "config.yaml", folder / "checkpoints" / "kept.pt")
+    for path in mine[:1] + mine[2:]:
+        path.write_text("mine")
+    with pytest.raises(ValueError, match="one update takes 500"):
+        run(tmp_path, "name=a", "data.batch_size=500")
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(mine[:1] + mine[2:])
+
+
+def test_mistakes_do_not_replace_a_run(tmp_path: Path) -> None:
+    run(tmp_path, "name=a", "runtime.stop_after=1")
+    for typed in ("optim.weight_decay=lots", "checkpoint=/nope.pt", "schedule.epochs=0"):
+        with pytest.raises(ValueError, match=r"must be|no checkpoint"):
+            run(tmp_path, "name=a", "overwrite=true", typed)
+    assert (tmp_path / "tiny" / "a" / "checkpoints" / "iter_00000001.pt").is_file()
+
+
+def test_a_failed_evaluation_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file.pt").write_text("hello")
+    with pytest.raises(SystemExit):
+        run_cli(CONFIG, [f"runs={tmp_path / 'runs'}", "eval_only=true", f"checkpoint={tmp_path / 'file.pt'}"])
+    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]

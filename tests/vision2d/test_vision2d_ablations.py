@@ -100,7 +100,12 @@ def test_command_line_wins_over_an_ablations_values() -> None:
 
 def test_a_sweep_ends_in_a_table(tmp_path: Path, digits_root: Path) -> None:
     """The real tool: an ablation on the toy data, by its name alone."""
-    arguments = ["ablation=capacity", *toy_line("capacity"), f"data.root={digits_root}", "llm=none,bundled,finetuned"]
+    arguments = [
+        "ablation=capacity",
+        *toy_line(CONFIG, "capacity"),
+        f"data.root={digits_root}",
+        "llm=none,bundled,finetuned",
+    ]
     tool = [sys.executable, str(ROOT / "tools" / "train_vision2d.py")]
     done = call([*tool, *arguments, "data.batch_size=96", *SMALL], tmp_path)
     assert done.returncode == 0, done.stderr

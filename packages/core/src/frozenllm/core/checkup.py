@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -110,7 +110,7 @@ def examine(command: Sequence[str] | None = None, limit: float = TIME_LIMIT) -> 
         start = yield from _one_process([*command, str(start)], limit)
 
 
-def _one_process(command: Sequence[str], limit: float) -> Iterator[Outcome]:
+def _one_process(command: Sequence[str], limit: float) -> Generator[Outcome, None, int | None]:
     """Outcomes of one process; returns the number of the check to go on from after a crash, None at the end."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     lines: queue.Queue[str | None] = queue.Queue()
@@ -139,7 +139,7 @@ def _one_process(command: Sequence[str], limit: float) -> Iterator[Outcome]:
         process.stdout.close()
 
 
-def _failed(current: dict[str, Any], detail: str) -> Iterator[Outcome]:
+def _failed(current: dict[str, Any], detail: str) -> Generator[Outcome, None, int | None]:
     yield Outcome(current["package"], current["name"], BROKEN, detail, current["fix"])
     return current["number"] + 1 if current["fix"] else None  # without a fix, no check had begun
 

@@ -191,7 +191,7 @@ def layer_step(
     """
     with torch.device("meta"):
         layer = _LayerElsewhere(dim, block, exact=exact).train()  # type: ignore[arg-type]
-    layer.planned_for = device
+    layer.planned_for = device  # type: ignore[assignment]
     inputs = torch.empty(batch, tokens, dim, device="meta", dtype=block.dtype, requires_grad=True)
     rows = None if readout is None else torch.empty(readout, dtype=torch.long, device="meta")
 

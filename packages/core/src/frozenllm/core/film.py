@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -46,12 +47,12 @@ def write_film(
     if first is None:
         raise ValueError(f"There is no picture to write to {os.fspath(path)}.")
     height, width = first.shape[0] // 2 * 2, first.shape[1] // 2 * 2
-    if options is None:
-        options = {"crf": "18", "preset": "veryfast"} if codec in (None, "libx264") else {}
     codec = codec or next(name for name in CODECS if name in av.codecs_available)
+    if options is None:
+        options = {"crf": "18", "preset": "veryfast"} if codec == "libx264" else {}
     count = 0
     with av.open(os.fspath(path), "w") as container:
-        stream = container.add_stream(codec, rate=Fraction(fps), options=dict(options))
+        stream: Any = container.add_stream(codec, rate=Fraction(fps), options=dict(options))
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.codec_context.thread_count = 1  # more cost time on small pictures
         for frame in itertools.chain([first], pictures):

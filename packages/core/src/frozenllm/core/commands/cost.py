@@ -29,8 +29,12 @@ from frozenllm.core.weights import parse_dtype, read_specs
 
 _STORAGES = (("float32", torch.float32, None), ("bfloat16", torch.bfloat16, None))
 _STORAGES += (("int8", torch.bfloat16, "int8"), ("int4", torch.bfloat16, "int4"))  # type: ignore[assignment]
-_WAYS = (("plain", "dense", False), ("plain, recomputed", "dense", True))
-_WAYS += (("shortcuts", "auto", False), ("shortcuts, recomputed", "auto", True))
+_WAYS = (
+    ("plain", "dense", False),
+    ("plain, recomputed", "dense", True),
+    ("shortcuts", "auto", False),
+    ("shortcuts, recomputed", "auto", True),
+)
 
 
 def add(commands: Any) -> None:

@@ -10,6 +10,7 @@ import tempfile
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -49,7 +50,7 @@ def failures_in_two_processes(hosts: Mapping[str, Host]) -> dict[str, str]:
         raise ValueError(
             f"A host for two processes is made of functions and classes that can be imported, no lambdas: {error}."
         ) from error
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     with tempfile.TemporaryDirectory() as folder:
         processes = [context.Process(target=_work, args=(rank, folder, pickled)) for rank in range(2)]
         for process in processes:
@@ -77,7 +78,7 @@ def _work(rank: int, folder: str, pickled: bytes) -> None:
             _compare(host, rank)
         except Exception:
             failure = traceback.format_exc()
-        both = [None, None]
+        both: list[str | None] = [None, None]
         distributed.all_gather_object(both, failure)  # also keeps the processes together where only one fails
         if any(both):
             failures[name] = "\n".join(text for text in both if text)

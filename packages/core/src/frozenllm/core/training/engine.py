@@ -62,7 +62,7 @@ class Engine(Runner):
             handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%m-%d %H:%M:%S"))
             handler.addFilter(_quiet)
             if isinstance(handler, logging.FileHandler):
-                handler.handleError = _log_refused(Path(handler.baseFilename))  # type: ignore[method-assign]
+                handler.handleError = _log_refused(Path(handler.baseFilename))  # type: ignore[method-assign, assignment]
             elif isinstance(handler, logging.StreamHandler):
                 handler.setStream(sys.stdout)
                 if not self.options["console"]:

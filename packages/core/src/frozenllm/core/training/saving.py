@@ -88,9 +88,9 @@ class Saver(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Make up for the names that a run killed after its last checkpoint did not come to give it."""
-        if self._resumed_from is not None:
+        if (resumed_from := self._resumed_from) is not None:
             self._improved = self.best_record is not None and self.best_record["iter"] == runner.iter
-            on_main(lambda: self._name(self._resumed_from))
+            on_main(lambda: self._name(resumed_from))
             self._improved = False
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:

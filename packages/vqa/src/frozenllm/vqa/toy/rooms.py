@@ -11,9 +11,10 @@ situation says both by the walls' colours, in three wordings (the main one and t
 **The questions** ask about what is ahead, behind, to the left and to the right, what is nearest, which way to go, and
 how many pieces stand at both sides. Every wording has equally many of each of its answers; it takes the situation *and*
 the room to answer: a question alone gives the prior (`frozenllm.vqa.toy.questions.prior`), question and room without
-situation little more, situation and question without room nothing. "What is in front of me?" is asked most (`SHARES`): the
-one wall that most situations name answers it, and a model that has learned to look there has made the largest step.
-With equal shares nothing at all is learned in some minutes.
+situation little more, situation and question without room nothing.
+
+"What is in front of me?" is asked most (`SHARES`): the one wall that most situations name answers it, and a model that
+has learned to look there has made the largest step. With equal shares nothing at all is learned in some minutes.
 """
 
 from __future__ import annotations

@@ -234,6 +234,7 @@ def test_the_command_line(trained: Path, data: dict[str, Path], capsys: pytest.C
     (["TOY", "--overwrite", "--cfg-options", "optim_wraper.optimizer.lr=1"], "did you mean 'optim_wrapper'?"),
     (["TOY", "--overwrite", "--cfg-options", "model.neck.dimm=3"], "an option that nothing takes: FrozenLLMNeck"),
     (["TOY", "--overwrite", "--cfg-options", "model.neck.type=Nek"], "names a type that is not known: Nek is not in"),
+    (["TOY", "--overwrite", "--cfg-options", "train_dataloader.batch_size=0"], "a loader that cannot be: batch_size"),
 ])  # fmt: skip
 def test_mistakes_are_answered_in_one_sentence(
     arguments: list[str], message: str, trained: Path, data: dict[str, Path], tmp_path: Path,

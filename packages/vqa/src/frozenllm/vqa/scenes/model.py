@@ -91,7 +91,7 @@ class SituatedQA(nn.Module):
             self.by_situation = GuidedAttention(width, heads, layers, dropout)
             self.by_question = GuidedAttention(width, heads, layers, dropout)
             self.object_pool = AttentionPool(width, pool_hidden, pool_out, dropout)
-            self.pose_head = _head(2 * pool_out, width, POSE, 0.1)
+            self.pose_head = _head(2 * pool_out, width, POSE, dropout)
         self.answer_head = _head((2 + (detector is not None)) * pool_out, width, len(answers), answer_dropout)
         self.llm = build_llm_layer(width, llm, adapter_init="default")
 

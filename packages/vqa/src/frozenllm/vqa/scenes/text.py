@@ -63,6 +63,7 @@ class WordEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.lstm = nn.LSTM(word_width, width, batch_first=True)
 
+    @torch.compiler.disable  # strings are no business of the compiler's
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokens (B, L, width) of texts, and which are words (B, L) bool; what stands at the others is 0."""
         ids, mask = self.vocabulary.batch(texts)
@@ -96,6 +97,7 @@ class TransformerText(nn.Module):
         self.encoder = TextEncoder(folder, pretrained=pretrained)
         self.map = nn.Linear(self.encoder.width, width)
 
+    @torch.compiler.disable  # strings are no business of the compiler's
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokens (B, L, width) of texts, and which are no padding (B, L) bool."""
         device = self.map.weight.device

@@ -40,13 +40,13 @@ STEP = 0.8  # metres from the middle of the room to somebody who stands close to
 _PLACES = {"in front of me": 0, "on my left": 1, "behind me": 2, "on my right": 3}  # quarter turns from ahead
 _WAYS = ("forward", "left", "backward", "right")
 SHARES = {
-    "What is in front": 0.6,
-    "What is nearest": 0.12,
-    "What is": 0.08,
-    "Which": 0.04,
-    "Is there": 0.06,
+    "What is in front": 0.7,
+    "What is nearest": 0.08,
+    "What is": 0.06,
+    "Which": 0.03,
+    "Is there": 0.04,
     "How many": 0.03,
-    "Can I": 0.04,
+    "Can I": 0.03,
     "Am I": 0.03,
 }
 """Of all questions, by how they begin; the first that fits counts."""
@@ -165,7 +165,7 @@ def write_rooms(
         ValueError: The folder holds something else.
         ImportError: The extra ``[scenes]`` is not installed.
     """
-    manifest: dict[str, Any] = {"data": "toy sqa3d", "format": 8, "train": train, "val": val, "test": test}
+    manifest: dict[str, Any] = {"data": "toy sqa3d", "format": 9, "train": train, "val": val, "test": test}
     manifest |= {"per_room": per_room, "seed": seed}
     return write_once(root, "sqa3d", manifest, lambda folder: _write(folder, manifest))
 

@@ -203,7 +203,7 @@ def test_a_shifted_scene_gets_the_same_answers() -> None:
     alone = build(llm=LLM)
     first, second = alone(points, SITUATION, QUESTION), alone(moved, SITUATION, QUESTION)
     torch.testing.assert_close(first["answers"], second["answers"], rtol=1e-4, atol=1e-5)
-    boxed = build(boxes=True)
+    boxed = build(objects="both")
     assert not torch.allclose(
         boxed(points, SITUATION, QUESTION)["answers"], boxed(moved, SITUATION, QUESTION)["answers"], atol=1e-4
     )
@@ -214,7 +214,8 @@ def test_a_shifted_scene_gets_the_same_answers() -> None:
     ({"text": {"kind": "gru"}}, "lstm or transformer"), ({"text": {"kind": "transformer"}}, "model.text.source"),
     ({"words": None}, "model.words"), ({"text": {"kind": "lstm", "size": 3}}, "no option 'size'"),
     ({"detector": {"backbone": {"seeds": 3}}}, r"no model\.detector\.backbone\.seeds"), ({"depth": 3}, "'depth'"),
-    ({"threshold": 1.5}, "a probability below 1"), ({"heads": 5}, "heads that divide"),
+    ({"threshold": 1.5}, "a probability below 1"),
+    ({"objects": "names"}, "model.objects must be"), ({"heads": 5}, "heads that divide"),
 ])  # fmt: skip
 def test_wrong_options_give_one_sentence(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:

@@ -70,7 +70,7 @@ def test_the_papers_and_the_codes_values(tail: str) -> None:
     )
     assert (cfg.data.batch_size, cfg.data.num_points, cfg.data.collate) == (32, 40000, "scene_batch")
     assert (cfg.model.heads, cfg.model.layers, cfg.model.dropout, cfg.model.answer_dropout) == (8, 2, 0.1, 0.3)
-    assert (cfg.model.pool_out, cfg.model.boxes, cfg.model.blind, cfg.model.threshold) == (512, False, None, 0.5)
+    assert (cfg.model.pool_out, cfg.model.objects, cfg.model.blind, cfg.model.threshold) == (512, "features", None, 0.5)
     assert cfg.task.type == "SituatedTask"
     assert list(cfg.metrics[0].topk) == [1, 10]
     assert (cfg.data.test.split, cfg.test_checkpoint, cfg.best) == ("test", "best", "sqa3d/em@1")

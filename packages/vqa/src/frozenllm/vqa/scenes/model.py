@@ -21,6 +21,7 @@ from frozenllm.vqa.scenes.votenet import SceneDetector
 
 LLM = Mapping[str, Any] | str | None
 BLIND = (None, "situation", "scene", "both")
+OBJECTS = ("features", "boxes", "both")
 POSE = 7  # position x, y, z and quaternion x, y, z, w
 
 
@@ -40,8 +41,8 @@ class SituatedQA(nn.Module):
         pool_hidden: Inside the pooling networks.
         pool_out: Of every pooled vector.
         answer_dropout: In the head for the answers.
-        boxes: Add a linear map of every proposal's box and classes to its token. SQA3D's tokens say nothing about
-            where they are, but for what a proposal's surroundings give away.
+        objects: What a proposal's token is made of: ``"features"`` (SQA3D: they say nothing about where it is, but for
+            what its surroundings give away), ``"boxes"`` (its predicted box and classes) or ``"both"``.
         llm: The frozen layer, see `frozenllm.core.build_llm_layer`; None for the host alone.
         blind: What the model does not see: ``"situation"``, ``"scene"``, ``"both"`` (the question alone), or None.
 
@@ -65,7 +66,7 @@ class SituatedQA(nn.Module):
         pool_hidden: int = 256,
         pool_out: int = 512,
         answer_dropout: float = 0.3,
-        boxes: bool = False,
+        objects: str = "features",
         llm: LLM = None,
         blind: str | None = None,
     ) -> None:
@@ -73,6 +74,8 @@ class SituatedQA(nn.Module):
         check_blind(blind, llm)
         if sees_scene(blind) != (detector is not None):
             raise ValueError(f"A model with blind={blind} and {'a' if detector else 'no'} detector is a contradiction.")
+        if objects not in OBJECTS:
+            raise ValueError(f"model.objects must be one of {', '.join(OBJECTS)}, not {objects!r}.")
         self.width = width
         self.blind = blind
         self.answers = AnswerSpace(answers)
@@ -83,10 +86,12 @@ class SituatedQA(nn.Module):
         self.situation_pool = AttentionPool(width, pool_hidden, pool_out, dropout)
         self.question_pool = AttentionPool(width, pool_hidden, pool_out, dropout)
         self.detector = detector
+        self.object_map: nn.Sequential | None = None
         self.box_map: nn.Linear | None = None
         if detector is not None:
-            self.object_map = nn.Sequential(nn.Linear(detector.width, width), nn.GELU())
-            if boxes:
+            if objects != "boxes":
+                self.object_map = nn.Sequential(nn.Linear(detector.width, width), nn.GELU())
+            if objects != "features":
                 self.box_map = nn.Linear(6 + detector.num_classes, width)
             self.by_situation = GuidedAttention(width, heads, layers, dropout)
             self.by_question = GuidedAttention(width, heads, layers, dropout)
@@ -116,11 +121,13 @@ class SituatedQA(nn.Module):
         """
         assert self.detector is not None
         mask = self.detector.counts(predictions)
-        objects = self.object_map(predictions["aggregated_features"].transpose(1, 2))
+        parts = []
+        if self.object_map is not None:
+            parts.append(self.object_map(predictions["aggregated_features"].transpose(1, 2)))
         if self.box_map is not None:
             seen = torch.cat([self.detector.boxes(predictions), predictions["sem_scores"].softmax(-1)], dim=-1)
-            objects = objects + self.box_map(seen.detach())
-        objects = self.by_situation(objects, s, mask, s_mask)
+            parts.append(self.box_map(seen.detach()))
+        objects = self.by_situation(torch.stack(parts).sum(dim=0), s, mask, s_mask)
         return self.by_question(objects, q, mask, q_mask), mask
 
     def forward(self, points: Tensor, situation: Sequence[str], question: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ against the others, and the target itself against the other agents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -233,14 +234,8 @@ _NOTES = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
-
-    Args:
-        argv: Arguments; None for the process's.
-    """
-    study_cli("motion", study, argv, __doc__)
-
+main = partial(study_cli, "motion", study, doc=__doc__)
+"""The command line; takes its arguments, or None for the process's."""
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -199,14 +200,8 @@ def _notes(known: bool, background: bool) -> list[str]:
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
-
-    Args:
-        argv: Arguments; None for the process's.
-    """
-    study_cli("pointcloud", study, argv, __doc__)
-
+main = partial(study_cli, "pointcloud", study, doc=__doc__)
+"""The command line; takes its arguments, or None for the process's."""
 
 if __name__ == "__main__":
     main()

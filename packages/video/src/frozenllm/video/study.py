@@ -7,6 +7,7 @@ videos do), how much of the activation is on the object, and whether frames in w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -195,14 +196,8 @@ def _notes(known: bool, with_key_frames: int) -> list[str]:
     return notes
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
-
-    Args:
-        argv: Arguments; None for the process's.
-    """
-    study_cli("video", study, argv, __doc__)
-
+main = partial(study_cli, "video", study, doc=__doc__)
+"""The command line; takes its arguments, or None for the process's."""
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ of the toy digits. Prints the findings and writes the study into the run folder.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -171,14 +172,8 @@ def _pictures(found: Sequence[Finding], measured: Measured) -> dict[str, Image.I
     return pictures
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
-
-    Args:
-        argv: Arguments; None for the process's.
-    """
-    study_cli("vision2d", study, argv, __doc__, OPTIONS)
-
+main = partial(study_cli, "vision2d", study, doc=__doc__, extra=OPTIONS)
+"""The command line; takes its arguments, or None for the process's."""
 
 if __name__ == "__main__":
     main()

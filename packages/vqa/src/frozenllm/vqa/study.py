@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -235,14 +235,8 @@ def _notes(known: bool, layer: bool) -> list[str]:
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
-
-    Args:
-        argv: Arguments; None for the process's.
-    """
-    study_cli("vqa", study, argv, __doc__)
-
+main = partial(study_cli, "vqa", study, doc=__doc__)
+"""The command line; takes its arguments, or None for the process's."""
 
 if __name__ == "__main__":
     main()

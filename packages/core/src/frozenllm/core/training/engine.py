@@ -157,12 +157,12 @@ class Engine(Runner):
         return {**counts, "samples": len(self.train_dataloader.dataset)}
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
-        """mmengine's own way would unpickle its message hub.
+        """Refused: mmengine's own way would unpickle its message hub, which may run code.
 
         Raises:
-            NotImplementedError: Always.
+            RuntimeError: Always; `load_or_resume` does it, for ``resume=true``.
         """
-        raise NotImplementedError("The engine resumes through its config: resume=true.")
+        raise RuntimeError("The engine resumes through its config: resume=true.")
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """For mmengine's hooks: as `save`, at the current iteration."""

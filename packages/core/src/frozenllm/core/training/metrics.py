@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,13 +47,13 @@ class ScoreMetric(Metric):
     Subclasses give `judge` and `summarise`.
     """
 
+    @abstractmethod
     def judge(self, scores: Tensor, targets: Tensor) -> list[Any]:
         """One entry per sample, from scores (B, C) and targets (B,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def summarise(self, entries: list[Any]) -> dict[str, float]:
         """Named numbers from the entries of all readable samples, of which there is at least one."""
-        raise NotImplementedError
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Read ``scores`` and ``target`` of every sample; an unreadable one leaves None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,13 +65,13 @@ class Task(BaseModel):
             return self.predict(outputs, targets, **extra)
         return outputs
 
+    @abstractmethod
     def loss(self, outputs: Any, targets: Any, **extra: Any) -> dict[str, Tensor]:
         """Scalars to log; those with ``loss`` in their name are summed and minimised."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, outputs: Any, targets: Any, **extra: Any) -> list[dict[str, Any]]:
         """One dict per sample, which the metrics read."""
-        raise NotImplementedError
 
 
 @MODELS.register_module()

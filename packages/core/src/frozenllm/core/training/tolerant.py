@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class BrokenSample(ValueError):
     """A sample cannot be read; the message is one sentence that names the file and what is wrong with it."""
 
 
-class TolerantDataset(Dataset):
+class TolerantDataset(Dataset, ABC):
     """Map-style data set whose single samples may be broken.
 
     Subclasses give `read`, `placeholder` if they are evaluated, and `describe` if they know their samples' files. Any
@@ -46,17 +47,24 @@ class TolerantDataset(Dataset):
         # Shared with the loader's workers, each of which writes only what it finds.
         self._unreadable = torch.zeros(size, dtype=torch.bool).share_memory_()
 
+    @abstractmethod
     def read(self, index: int) -> Any:
         """The sample at an index.
 
         Raises:
             BrokenSample: It cannot be read.
         """
-        raise NotImplementedError
 
     def placeholder(self, index: int) -> Any:
-        """What stands in for a broken sample in evaluation: of a sample's shape, with the target `UNREADABLE`."""
-        raise NotImplementedError
+        """What stands in for a broken sample in evaluation: of a sample's shape, with the target `UNREADABLE`.
+
+        Raises:
+            ValueError: Here, for data sets that have nothing of the kind.
+        """
+        raise ValueError(
+            f"Sample {index} cannot be read, and {type(self).__name__} has no stand-in for it in evaluation: repair or "
+            "remove it, and set on_error to raise."
+        )
 
     def describe(self, index: int) -> str:
         """The file of a sample, or what else tells where it is, for messages; empty if that is not known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,13 +26,13 @@ class Scenes(TolerantDataset):
         self.names = tuple(names)
         self.window = window
 
+    @abstractmethod
     def scene(self, index: int) -> Scene:
         """The scene at an index, in the city frame.
 
         Raises:
             BrokenSample: It cannot be read.
         """
-        raise NotImplementedError
 
     def read(self, index: int) -> dict[str, Any]:
         """The sample at an index, see `frozenllm.motion.data.centre`.

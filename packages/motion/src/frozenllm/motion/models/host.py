@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ TARGET = 0
 """Row of the agent whose future is predicted, among agents and tokens."""
 
 
-class MotionHost(nn.Module):
+class MotionHost(nn.Module, ABC):
     """Base of the hosts. A subclass builds its parts, then calls `insert_layer`, and implements `encode` and `decode`.
 
     The frozen layer reads one token per polyline, agents first (paper C.4 and Figure G; the tensor itself is not
@@ -57,13 +58,13 @@ class MotionHost(nn.Module):
         else:
             self.llm = build_llm_layer(self.dim, llm, adapter_init="default")
 
+    @abstractmethod
     def encode(self, inputs: Inputs) -> Any:
         """Everything up to the place of the frozen layer: its tokens first, then what else `decode` needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, tokens: Tensor, inputs: Inputs, *rest: Any) -> dict[str, Tensor]:
         """From the tokens that left the frozen layer to the outputs."""
-        raise NotImplementedError
 
     def token_mask(self, inputs: Inputs) -> Tensor:
         """(B, N) bool: which tokens stand for a polyline."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frozenllm.core.state_dicts import load_exactly
 from frozenllm.vqa.meter.encoders import resample_positions
 from frozenllm.vqa.meter.model import MeterRetrieval, MeterVQA
 
@@ -94,23 +95,9 @@ def load_released(model: MeterVQA | MeterRetrieval, path: str | os.PathLike[str]
         if found != own:
             logger.warning("%s answers %d classes, this model %d: its last layer starts anew.", path, found, own)
             state = {name: tensor for name, tensor in state.items() if not name.startswith("head.3.")}
-    missing = sorted(name for name in wanted if name not in state and not name.startswith((*heads, "trunk.llm.")))
-    extra = sorted(name for name in state if name not in wanted)
-    wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    faults = [
-        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", wrong))
-        if names
-    ]
-    if faults:
-        raise ValueError(f"{path} does not fit this host: {'; '.join(faults)}.")
-    with torch.no_grad():
-        for name, tensor in state.items():
-            wanted[name].copy_(tensor)
+    own_start = [name for name in wanted if name not in state and name.startswith((*heads, "trunk.llm."))]
+    records = [name for name in model.state_dict() if name.endswith("_extra_state")]
+    load_exactly(model, state, path, left_out=[*own_start, *records])
     if isinstance(model, MeterRetrieval) and "match.weight" in state and "rank.weight" not in state:
         model.start_rank()
     kept = sorted(name for name, _ in model.named_parameters() if name not in state)

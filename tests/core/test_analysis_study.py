@@ -13,9 +13,8 @@ def _study() -> Study:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8))
     values = [0.0, 0.25, 0.5, 0.75, 1.0, 0.125]
     line = Mark("line", (0.0, 0.0, 0.5, 0.5, 1.0, 0.0), 3)
-    sample = Sample(
-        "a digit", [Frame(picture, grid_marks(2, 3), "whole"), Frame(picture, [line])], {"magnitude": values}
-    )
+    frames = [Frame(picture, grid_marks(2, 3), "whole"), Frame(picture, [line])]
+    sample = Sample("a digit", frames, {"magnitude": values}, key="digits/3.png")
     found = Finding("IoU", 0.5, tap="adapter_out", kind="magnitude", low=0.4, high=0.6, chance=0.3, samples=10)
     return Study("What is active?", "vision2d", [found], [sample], ["A note."], {"A curve": picture})
 
@@ -35,6 +34,7 @@ def test_a_study_survives_its_file(tmp_path):
         assert a.caption == b.caption
         assert np.array_equal(np.asarray(a.picture), np.asarray(b.picture))
     assert again.samples[0].activations == study.samples[0].activations
+    assert again.samples[0].key == study.samples[0].key == "digits/3.png"
     assert list(again.pictures) == ["A curve"]
 
 

@@ -152,16 +152,29 @@ def test_seeds_are_averaged_and_chance_has_a_range(folder: Path) -> None:
     assert _finding(row.values[1]) == {"value": "5.000 x", "range": "4.000 to 6.000 x", "seeds": 1}
 
 
-def test_samples_with_other_pictures_go_by_their_place(tmp_path: Path) -> None:
+def test_samples_with_other_pictures_go_by_their_key(tmp_path: Path) -> None:
     for place, kind in enumerate(("none", "random")):
         study = make_study(place)
         for number, sample in enumerate(study.samples):
             sample.frames[0].picture.putpixel((0, 0), (place, number, 0))  # a domain that draws its answer
+            sample.key = str(number)
+        study.samples = study.samples[:: 1 - 2 * place]  # in another order
         study.save(write_run(tmp_path / "runs" / kind, 80.0, kind))
     (data,) = maps_of(write_report([tmp_path / "runs"], tmp_path / "a.html", study="never").read_text())
     assert [[view["title"] for view in sample["views"]] for sample in data["samples"]] == [
         [title] * 2 for title in ("picture", "clip", "points", "lines")
     ]
+
+
+def test_other_samples_do_not_stand_beside_each_other(tmp_path: Path) -> None:
+    """Runs studied on other samples, whose pictures are as large: each stands alone."""
+    for place, kind in enumerate(("none", "random")):
+        study = make_study(place)
+        study.samples = study.samples[:1]
+        study.samples[0].frames[0].picture.putpixel((0, 0), (place, 7, 0))
+        study.save(write_run(tmp_path / "runs" / kind, 80.0, kind))
+    (data,) = maps_of(write_report([tmp_path / "runs"], tmp_path / "a.html", study="never").read_text())
+    assert [[view["arm"] for view in sample["views"]] for sample in data["samples"]] == [[0], [1]]
 
 
 def test_names_and_titles_are_text(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from tinydomain.helpers import run
 from tinydomain.train import CONFIG
 
 from frozenllm.core.training import compose_config, run_cli
+from frozenllm.core.training.loop import TrainLoop
 from frozenllm.core.training.values import check_values
 
 MISTAKES = {
@@ -94,6 +97,46 @@ def test_mistakes_do_not_replace_a_run(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"must be|no checkpoint"):
             run(tmp_path, "name=a", "overwrite=true", typed)
     assert (tmp_path / "tiny" / "a" / "checkpoints" / "iter_00000001.pt").is_file()
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_mistakes_found_while_building_do_not_replace_a_run(tmp_path: Path) -> None:
+    """What shows only with data and model at hand; also where the checkpoint to start from is the old run's own."""
+    folder = Path(run(tmp_path, "name=a", "runtime.stop_after=2").run_dir)
+    before = _contents(folder)
+    own = folder / "checkpoints" / "iter_00000002.pt"
+    for typed, message in (
+        ("data.batch_size=500", "one update takes 500"),
+        ("data.test={type: Points, size: 0}", "for test is empty"),
+        (f"checkpoint={own}", "checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, "name=a", "overwrite=true", typed)
+        assert _contents(folder) == before
+
+
+def test_a_run_is_replaced_at_the_first_step_of_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that dies before it, as by SIGKILL, leaves the old run to be resumed."""
+    folder = Path(run(tmp_path, "name=a", "runtime.stop_after=6").run_dir)
+    before = _contents(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoop, "run", lambda self: os._exit(9))
+        child = multiprocessing.get_context("fork").Process(target=run, args=(tmp_path, "name=a", "overwrite=true"))
+        child.start()
+        child.join()
+    assert child.exitcode == 9
+    assert (folder / ".overwritten").is_dir()
+    assert run(tmp_path, "name=a", "resume=true", "runtime.stop_after=2").iterations == 6 + 2
+    assert not list(folder.glob(".overwritten*"))
+    after = _contents(folder)
+    assert after["checkpoints/iter_00000006.pt"] == before["checkpoints/iter_00000006.pt"]
+    assert after["metrics.jsonl"].startswith(before["metrics.jsonl"])
+    assert run(tmp_path, "name=a", "overwrite=true", "runtime.stop_after=1").iterations == 1
+    assert "checkpoints/iter_00000006.pt" not in _contents(folder)
+    assert not list(folder.glob(".overwritten*"))
 
 
 def test_a_failed_evaluation_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

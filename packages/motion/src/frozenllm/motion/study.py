@@ -100,6 +100,7 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
             relevant = torch.zeros(len(next(iter(shown.values()))), dtype=torch.bool)
             relevant[TARGET], relevant[agents:] = True, driven[row].cpu()
             result.samples.append(_sample(title, sample, told, shown, relevant))
+            result.samples[-1].key = str(indices[index])
             if len(result.pictures) < _SHOWN:
                 name = next(n for n in (f"magnitude at {LAYER}", f"magnitude at {HOST}") if n in shown)
                 picture = ScenePicture(sample, told, shown[name], title=title, label=name)

@@ -88,6 +88,7 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
                 title = f"{_name(saved.cfg, label)}, predicted {_name(saved.cfg, guesses[row])}"
                 values = {f"{kind} at {tap}": v[row] for (tap, kind), v in active.items() if tap in (HOST, LAYER)}
                 result.samples.append(_sample(title, clip, values, truths[row], model.grid))
+                result.samples[-1].key = str(index)
     if not len(scores):
         raise ValueError(f"Not one validation clip of {run} can be read.")
     tap = LAYER if any(name == LAYER for name, _ in profiles) else HOST

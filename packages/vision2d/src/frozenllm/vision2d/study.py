@@ -138,6 +138,7 @@ def _sample(measured: Measured, place: int) -> Sample:
             f"{kind} at {tap}": values[place].tolist() for (kind, tap), values in measured.analysis.activations.items()
         },
         relevant=None if relevant is None else relevant[place].tolist(),
+        key=measured.names[place],
     )
 
 

@@ -121,7 +121,7 @@ def _study(saved: SavedRun, limit: int | None, samples: int) -> Study:
                 relevant = None if asked is None or not bool(asked[row].any()) else asked[row].tolist()
                 frame = Frame(picture, grid_marks(side, side), "the image as the model sees it")
                 lists = {name: value.tolist() for name, value in values.items()}
-                result.samples.append(Sample(title, [frame], lists, relevant))
+                result.samples.append(Sample(title, [frame], lists, relevant, str(indices[place])))
     if not len(scores):
         raise ValueError(f"Not one validation question of {saved.path} can be read.")
     result.findings = scores.findings() + scores.changes(HOST, LAYER, _CHANGES)

@@ -94,12 +94,15 @@ class Sample:
         frames: Pictures.
         activations: ``"magnitude at adapter_out"`` -> one value from 0 to 1 per token.
         relevant: Per token, whether it lies on what the task is about; None where nobody knows.
+        key: Tells the same sample in the studies of other runs on the same data, such as its index or file; None where
+            the pictures do.
     """
 
     title: str
     frames: list[Frame]
     activations: dict[str, list[float]]
     relevant: list[bool] | None = None
+    key: str | None = None
 
 
 @dataclass
@@ -239,6 +242,7 @@ def _sample(entry: Mapping[str, Any], folder: Path) -> Sample:
         for frame in entry["frames"]
     ]
     sample = Sample(_text(entry["title"]), frames, dict(entry["activations"]), entry["relevant"])
+    sample.key = None if entry.get("key") is None else _text(entry["key"])
     _check(sample)
     return sample
 
@@ -247,6 +251,7 @@ def _plain(sample: Sample) -> dict[str, Any]:
     rounded = {name: [round(float(v), 4) for v in values] for name, values in sample.activations.items()}
     return {
         "title": sample.title,
+        "key": sample.key,
         "activations": rounded,
         "relevant": None if sample.relevant is None else [bool(value) for value in sample.relevant],
     }

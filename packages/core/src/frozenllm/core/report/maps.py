@@ -131,34 +131,19 @@ def _order(name: str) -> tuple[int, int, str]:
 
 
 def _aligned(samples: Sequence[Sequence[Sample]]) -> list[list[Sample | None]]:
-    """The same sample of all arms beside each other: by their pictures, else by their place among what is left."""
+    """The same sample of all arms beside each other, told by its key, else by its pictures."""
     columns: list[list[Sample | None]] = []
-    by_picture: dict[str, list[int]] = {}
-    late: list[tuple[int, Sample]] = []
+    by_key: dict[str, list[int]] = {}
     for arm, own in enumerate(samples):
         for sample in own:
-            key = _fingerprint(sample.frames)
-            free = [place for place in by_picture.get(key, []) if columns[place][arm] is None]
-            if arm and not free:
-                late.append((arm, sample))
-                continue
+            places = by_key.setdefault(sample.key or _fingerprint(sample.frames), [])
+            free = [place for place in places if columns[place][arm] is None]
             if not free:
-                by_picture.setdefault(key, []).append(len(columns))
+                places.append(len(columns))
                 columns.append([None] * len(samples))
-                free = [len(columns) - 1]
+                free = places[-1:]
             columns[free[0]][arm] = sample
-    for arm, sample in late:  # domains that draw the model's answer into the picture
-        place = next((i for i, c in enumerate(columns) if c[arm] is None and _alike(c, sample)), None)
-        if place is None:
-            columns.append([None] * len(samples))
-            place = len(columns) - 1
-        columns[place][arm] = sample
     return columns
-
-
-def _alike(column: Sequence[Sample | None], sample: Sample) -> bool:
-    other = next(entry for entry in column if entry is not None)
-    return [f.picture.size for f in other.frames] == [f.picture.size for f in sample.frames]
 
 
 def _fingerprint(frames: Sequence[Frame]) -> str:

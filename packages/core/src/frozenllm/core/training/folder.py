@@ -22,6 +22,8 @@ from frozenllm.core.training.lock import hold, let_go
 CONFIG = "config.yaml"
 _OWN_FILES = (CONFIG, "environment.json", "evaluation.jsonl", "metrics.jsonl", "summary.json", "train.log")
 _OWN_FOLDERS = ("checkpoints", "plots", "study", "tensorboard", "wandb")
+_BEFORE = ".overwritten"  # where a run lies that is being replaced, until the new one's first step
+_GONE = ".overwritten-gone"  # renamed first: what is half deleted must not be put back
 _MAY_CHANGE = ("resume", "overwrite", "eval_only", "checkpoint", "split", "runs", "imports", "runtime.stop_after")
 
 
@@ -56,11 +58,17 @@ def not_there(folder: Path) -> list[Path]:
 def withdraw(folder: Path, made: Sequence[Path]) -> None:
     """Remove what a start has made that failed before there was anything to keep, and unlock the folder.
 
+    A run that it was to replace (``overwrite=true``) is put back.
+
     Args:
         folder: The run folder.
         made: From `not_there`, before the start.
     """
     if (folder / HISTORY).exists() or files.checkpoints(folder / "checkpoints"):
+        return
+    if (folder / _BEFORE).exists():
+        _put_back(folder)
+        let_go(folder)
         return
     own = [path for path in made if path.parent == folder]
     for path in own:
@@ -77,8 +85,7 @@ def withdraw(folder: Path, made: Sequence[Path]) -> None:
 def _prepare(folder: Path, cfg: DictConfig) -> Path | None:
     if cfg.resume and cfg.overwrite:
         raise ValueError("resume=true and overwrite=true exclude each other.")
-    # A start that failed before its first step leaves a config and nothing to lose.
-    there = (folder / HISTORY).exists() or bool(files.checkpoints(folder / "checkpoints"))
+    there = _holds_run(folder) or (folder / _BEFORE).exists()
     if there and not (cfg.resume or cfg.overwrite):
         raise ValueError(
             f"{folder} holds a run already: continue it with resume=true, or replace it with overwrite=true."
@@ -105,8 +112,11 @@ def _unwritable(folder: Path, error: OSError) -> ValueError:
 
 
 def _start(folder: Path, cfg: DictConfig, there: bool) -> Path | None:
+    shutil.rmtree(folder / _GONE, ignore_errors=True)
+    if (folder / _BEFORE).exists():  # of a start that was killed before its first step
+        _put_back(folder)
     if there and cfg.overwrite:
-        clear(folder)
+        _set_aside(folder)
     (folder / "checkpoints").mkdir(exist_ok=True)
     for place in (folder, folder / "checkpoints"):
         remove_halves(place)
@@ -121,12 +131,32 @@ def _start(folder: Path, cfg: DictConfig, there: bool) -> Path | None:
     return newest if cfg.resume else None
 
 
-def clear(folder: Path) -> None:
-    """Delete what a run writes, and nothing else that may lie in the folder."""
-    for name in _OWN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in _OWN_FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
+def forget_overwritten(folder: Path) -> None:
+    """Delete the run that was replaced: there is no way back once the new one trains."""
+    if (folder / _BEFORE).exists():
+        (folder / _BEFORE).rename(folder / _GONE)
+    shutil.rmtree(folder / _GONE, ignore_errors=True)
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether there is something to lose; a start that failed before its first step leaves no more than a config."""
+    return (folder / HISTORY).exists() or bool(files.checkpoints(folder / "checkpoints"))
+
+
+def _set_aside(folder: Path) -> None:
+    (folder / _BEFORE).mkdir(exist_ok=True)
+    for name in (*_OWN_FILES, *_OWN_FOLDERS):
+        if (folder / name).exists():
+            (folder / name).rename(folder / _BEFORE / name)
+
+
+def _put_back(folder: Path) -> None:
+    for path in (folder / _BEFORE).iterdir():
+        new = folder / path.name
+        if new.is_dir():
+            shutil.rmtree(new)
+        path.replace(new)
+    (folder / _BEFORE).rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from frozenllm.core.training import checkpoint as files
 from frozenllm.core.training.distributed import on_main
 from frozenllm.core.training.faults import writing
+from frozenllm.core.training.folder import forget_overwritten
 from frozenllm.core.training.registry import HOOKS
 
 
@@ -87,7 +88,11 @@ class Saver(Hook):
             self._save(runner, runner.epoch, runner.iter)
 
     def before_train(self, runner: Any) -> None:
-        """Make up for the names that a run killed after its last checkpoint did not come to give it."""
+        """Make up for the names that a run killed after its last checkpoint did not come to give it.
+
+        From here on a run that this one replaces is gone.
+        """
+        on_main(lambda: forget_overwritten(runner.folder))
         if (resumed_from := self._resumed_from) is not None:
             self._improved = self.best_record is not None and self.best_record["iter"] == runner.iter
             on_main(lambda: self._name(resumed_from))

@@ -79,7 +79,7 @@ def study_scenes(saved: SavedRun, limit: int | None, samples: int) -> Study:
                 pose = batch["targets"]["pose"][row].cpu()
                 frame = _frame(batch["inputs"]["points"][row].cpu(), boxes[row], mask[row], pose)
                 relevant = asked[row].tolist() if bool(asked[row].any()) else None
-                result.samples.append(Sample(title, [frame], shown, relevant))
+                result.samples.append(Sample(title, [frame], shown, relevant, str(index)))
     result.findings = scores.findings() + scores.changes(HOST, LAYER, _CHANGES)
     if not result.findings:
         raise ValueError(

@@ -82,7 +82,7 @@ def motion(host: str) -> Callable[[bool, Any], tuple[nn.Module, Step]]:
         from frozenllm.motion.testing import random_inputs
 
         model = {"VectorNet": VectorNet, "mmTransformer": MMTransformer}[host](30, llm=llm)
-        task, batch = MotionTask(model), 2 if tiny else 4
+        task, batch = MotionTask(model), 2 if tiny else 32
         inputs = random_inputs(batch, *((4, 6) if tiny else (20, 80)), full=True)
         targets = {"future": torch.randn(batch, 30, 2).cumsum(1), "valid": torch.ones(batch, 30, dtype=torch.bool)}
         return task, lambda: torch.stack(list(task(inputs, targets, mode="loss").values())).sum()
@@ -107,12 +107,12 @@ def vqa(tiny: bool, llm: Any) -> tuple[nn.Module, Step]:
 
 
 CASES = {
-    "vision2d": Case("ViT-S/16, 224 px", "frozenllm.vision2d", vision2d),
-    "video": Case("VideoMAE ViT-S, 16 frames", "frozenllm.video", video),
-    "pointcloud": Case("Point-BERT, 1024 points", "frozenllm.pointcloud", pointcloud),
-    "vectornet": Case("VectorNet, 20 agents, 80 lanes", "frozenllm.motion", motion("VectorNet")),
-    "mmtransformer": Case("mmTransformer, 20 agents, 80 lanes", "frozenllm.motion", motion("mmTransformer")),
-    "vqa": Case("METER, CLIP B/32 and RoBERTa", "frozenllm.vqa", vqa),
+    "vision2d": Case("ViT-S/16, 224 px, 8 images", "frozenllm.vision2d", vision2d),
+    "video": Case("VideoMAE ViT-S, 1 clip of 16 frames", "frozenllm.video", video),
+    "pointcloud": Case("Point-BERT, 8 clouds of 1024 points", "frozenllm.pointcloud", pointcloud),
+    "vectornet": Case("VectorNet, 32 scenes of 100 polylines", "frozenllm.motion", motion("VectorNet")),
+    "mmtransformer": Case("mmTransformer, 32 scenes of 100 polylines", "frozenllm.motion", motion("mmTransformer")),
+    "vqa": Case("METER, CLIP B/32 and RoBERTa, 4 questions", "frozenllm.vqa", vqa),
 }
 
 

@@ -71,6 +71,12 @@ TOOLS: dict[str, tuple[str, list[str]]] = {
         ["task=retrieval", "recipe=toy_retrieval", "data.root={data}/flickr", "data.batch_size=8",
          "data.val_batch_size=6", "schedule.epochs=2", "runtime.workers=0", "data.randaug=true", *METER],
     ),
+    "sqa3d": (
+        "frozenllm.vqa.train",
+        ["recipe=sqa3d_llama", "model=sqa3d_toy", "data.root={data}/rooms", "model.width=16", "model.heads=2",
+         "model.pool_out=16", "data.num_points=96", "data.batch_size=16", "data.val_batch_size=64", "schedule.epochs=2",
+         "schedule.milestones=[1]", "runtime.workers=1", "runtime.precision=fp32"],
+    ),
 }  # fmt: skip
 
 
@@ -110,6 +116,7 @@ def write_data(folder: str) -> None:
     toy.write_vqa(Path(folder, "vqa"), train=120, val=40, test=6)
     toy.write_flickr(Path(folder, "flickr"), train=24, val=6, test=8)
     toy.write_encoders(Path(folder, "encoders"), width=32)
+    toy.write_rooms(Path(folder, "rooms"), train=8, val=4, test=2, per_room=24)
 
 
 def life(module: str, argv: list[str], log: Path) -> BaseProcess:

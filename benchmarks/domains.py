@@ -178,16 +178,8 @@ def measure(case: str, turns: int, tiny: bool) -> dict[str, Any]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table."""
-    heads = [
-        "host",
-        "step of the host",
-        "official",
-        "ours",
-        "peak memory: host / official / ours",
-        "checkpoint",
-        "data",
-    ]
+    """The table; peak and checkpoint are those of host / official / ours."""
+    heads = ["host", "its step", "official", "ours", "peak, MiB", "checkpoint, MiB", "samples/s"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in rows:
         mib = {key: [f"{row[key][arm] / 2**20:.0f}" for arm in ARMS] for key in ("peak_bytes", "checkpoint_bytes")}
@@ -195,9 +187,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             row["host"],
             f"{statistics.median(row['seconds']['host']):.3f} s",
             *(f"{row['relative'][arm]:.2f} x" for arm in ARMS[1:]),
-            f"{' / '.join(mib['peak_bytes'])} MiB",
-            f"{' / '.join(mib['checkpoint_bytes'])} MiB",
-            f"{row['samples_per_second']:.0f} /s",
+            *(" / ".join(mib[key]) for key in ("peak_bytes", "checkpoint_bytes")),
+            f"{row['samples_per_second']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

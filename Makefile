@@ -17,9 +17,9 @@ SHELL := /bin/bash
 
 VENV := .venv
 RUN := $(VENV)/bin/python
-UV_MINIMUM := 0.9
-# The uv on the path if it is new enough, else one of our own.
-UV = $(shell { command -v uv >/dev/null && uv version --project . --short >/dev/null 2>&1 && command -v uv; } || echo .uv/bin/uv)
+UV_MINIMUM := 0.9.26
+# The uv on the path if it is new enough, else one of our own. An older one would only warn that it cannot read the settings.
+UV = $(shell printf '%s\n' $(UV_MINIMUM) "$$(uv --version 2>/dev/null | cut -d' ' -f2)" | sort -VC && command -v uv || echo .uv/bin/uv)
 CHOOSE := $(if $(PYTHON),--python $(PYTHON))
 SOURCES := $(wildcard packages/*/pyproject.toml) pyproject.toml
 

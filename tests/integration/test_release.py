@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from wheelhouse import UV
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -136,3 +138,25 @@ def test_the_matrix_has_every_package():
         assert sorted(jobs[name]["strategy"]["matrix"]["package"]) == PACKAGES, name
     assert sorted(jobs["oldest-core"]["strategy"]["matrix"]["package"]) == [p for p in PACKAGES if p != "core"]
     assert json.dumps(jobs).count("make lint") == 1
+
+
+@pytest.mark.parametrize("name", ["alone", "minimal", "oldest-core", "wheels"])
+def test_what_a_job_installs_does_not_contradict_the_workspace(name, tmp_path):
+    """uv sees before it asks any index that a pin, or another core than the tree's, cannot be had."""
+    if UV is None:
+        pytest.skip("uv resolves: run `make test`")
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"][name]
+    script = next(step["run"] for step in job["steps"] if "uv pip install" in step.get("run", ""))
+    (line,) = re.findall(r"^ *uv pip install (.+)$", script, re.MULTILINE)
+    line = re.sub(r"\$\{\{ matrix\.package != .*?\}\}", "-e packages/vision2d", line)
+    line = line.replace("${{ matrix.package }}", "vision2d")
+    for key, value in job["strategy"]["matrix"].get("torch", [{}])[0].items():
+        line = line.replace(f"${{{{ matrix.torch.{key} }}}}", value)
+    assert "${{" not in line
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / "packages/core" / file, tmp_path)
+    command = f"{UV} pip install --offline --dry-run --python {sys.executable} {line}"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env={**os.environ, "core": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert not re.search(r"conflicting URLs|Because you require|unexpected argument", result.stderr), result.stderr

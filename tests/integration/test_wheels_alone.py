@@ -58,7 +58,9 @@ def alone(request, wheels, tmp_path_factory):
     python = environment(folder)
     run(
         UV, "pip", "install", "--python", python, "--constraint", folder / "versions.txt",
-        "--exclude-newer", settings["exclude-newer"], *{wheels["core"], wheels[package]},
+        "--exclude-newer", settings["exclude-newer"],
+        *(f"--exclude-newer-package={name}=false" for name in settings["exclude-newer-package"]),
+        *{wheels["core"], wheels[package]},
         cwd=folder,
     )  # fmt: skip
     yield package, python

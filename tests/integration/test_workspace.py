@@ -6,9 +6,14 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import threading
+import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from wheelhouse import UV
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -140,3 +145,30 @@ def test_installed_versions_are_the_packages_own():
     for package in PACKAGES:
         version = importlib.metadata.version(f"frozenllm-{package.name}")
         assert version == metadata(package)["version"]
+
+
+def test_torch_is_found_where_the_index_tells_no_dates(tmp_path):
+    """Such is the index of the CPU builds; uv takes a file without a date for a newer one."""
+    if UV is None:
+        pytest.skip("uv resolves: run `make test`")
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["constraint-dependencies"]
+    names = ("torch", "torchvision")
+    for name in names:
+        (version,) = (pin.split("==")[1] for pin in pins if pin.startswith(f"{name}=="))
+        folder, info = tmp_path / "simple" / name, f"{name}-{version}.dist-info"
+        folder.mkdir(parents=True)
+        file = f"{name}-{version}-py3-none-any.whl"
+        with zipfile.ZipFile(folder / file, "w") as wheel:
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
+        (folder / "index.html").write_text(f'<a href="{file}">{file}</a>')
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        index = f"http://127.0.0.1:{server.server_port}/simple"
+        command = [UV, "pip", "compile", "--no-cache", "--default-index", index, "-"]
+        run = subprocess.run(command, input="\n".join(names), cwd=ROOT, capture_output=True, text=True)
+        server.shutdown()
+    assert run.returncode == 0, run.stderr
+    assert [line.split("==")[0] for line in run.stdout.splitlines() if "==" in line] == list(names)

@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     minutes, steps = (0.0, SMOKE_STEPS) if arguments.smoke else (arguments.minutes, arguments.steps)
     if minutes <= 0 and steps <= 0:
         parser.error("give --minutes or --steps, else the training never ends")
+    if arguments.threads < 1:
+        parser.error(f"--threads must be 1 or more, not {arguments.threads}")
     # Here, not above: these take seconds to import, and neither --help nor a mistyped option should wait for them.
     import torch
     from bundled_lm.export import export
@@ -83,8 +85,8 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.out:
             metrics = export(settings, documents, tokenizer, run, Path(arguments.out))
             print(json.dumps(metrics["bits_per_byte"], indent=2))
-    except ValueError as error:
-        sys.exit(f"{parser.prog}: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"{parser.prog}: error: {error}")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_model, save_model
 from small_layers import FAMILIES, SPEC
 from torch import nn
+from torch.func import functional_call
 
 from frozenllm.core import (
     BlockSpec,
@@ -85,7 +87,10 @@ def test_checkpoint_of_another_block_is_refused():
 
 def test_trainable_block_is_trained_and_stored():
     block = random_block(SPEC)
-    model = nn.Sequential(FrozenLLMLayer(12, copy.deepcopy(block), trainable=True))
+    frozen = FrozenLLMLayer(12, block)
+    model = nn.Sequential(FrozenLLMLayer(12, block, trainable=True))
+    assert not list(block.parameters()), "the block that was given stays frozen, and so does another layer's"
+    assert sum(p.numel() for p in frozen.parameters()) == 2 * 12 * SPEC.hidden_size
     assert sum(p.numel() for p in model[0].block.parameters()) == SPEC.num_parameters()
     before = model[0].block.layers[0].down_weight.clone()
     train_step(model)
@@ -236,6 +241,32 @@ def test_folded_cache_follows_the_adapter():
     assert model[1].adapter_in.weight.grad.abs().sum() > 0
 
 
+def test_folded_cache_follows_weights_that_take_each_others_place():
+    # A tensor that is gone gives its `id` to one of the next.
+    layer = make_model()[1].eval()
+    dense = FrozenLLMLayer(12, layer.block, exact="dense").eval()
+    tokens = torch.randn(2, 5, 12)
+    with torch.no_grad():
+        for _ in range(100):
+            weights = {name: torch.randn_like(p) for name, p in layer.named_parameters()}
+            output = functional_call(layer, weights, (tokens,))
+            torch.testing.assert_close(output, functional_call(dense, weights, (tokens,)), rtol=1e-3, atol=1e-3)
+            del weights
+
+
+def test_weights_made_in_inference_mode_are_used():
+    with torch.inference_mode():
+        layer = make_model()[1].eval()
+        tokens = torch.randn(2, 5, 12)
+        first = layer(tokens)
+        layer.adapter_out.weight.mul_(2.0)
+        torch.testing.assert_close(layer(tokens), 2 * first)
+        layer.adapter_in.weight.mul_(-1.0)
+        dense = FrozenLLMLayer(12, layer.block, exact="dense")
+        dense.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(layer(tokens), dense(tokens), rtol=1e-4, atol=1e-4)
+
+
 def test_cache_of_inference_mode_stays_there():
     layer = make_model()[1].eval().requires_grad_(False)
     tokens = torch.randn(2, 5, 12)
@@ -321,6 +352,12 @@ def test_bad_options(make, message):
         (dict(readout=slice(3, 3)), "selects no token"),
         (dict(readout=torch.ones(5, dtype=torch.bool)), "integer positions"),
         (dict(readout=torch.zeros(3, 2, dtype=torch.long)), "3 rows for a batch of 2"),
+        (dict(readout=torch.tensor([0, 5])), "positions from 0 to 5, out of range for 5 tokens"),
+        (dict(readout=torch.tensor([[0], [5]])), "out of range for 5 tokens"),
+        (dict(readout=torch.tensor([[0], [-6]])), "out of range for 5 tokens"),
+        (dict(readout=[True, False, False, False, False]), "must be a slice, positions"),
+        (dict(readout=np.array([True, False])), "integer positions"),
+        (dict(readout=0), "integer positions"),
     ],
 )
 def test_bad_input(arguments, message):

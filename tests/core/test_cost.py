@@ -133,6 +133,19 @@ def test_counting_takes_views_made_under_no_grad() -> None:
     assert count_flops(lambda: model(torch.zeros(2, 2, 5))) == 2 * 4 * 6 * 5
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_counting_sees_into_torchs_own_layers(precision: torch.dtype) -> None:
+    """In evaluation these are one fused operation, which hides its products, and fails in bfloat16 while counted."""
+    width, hidden = 16, 40
+    layer = nn.TransformerEncoderLayer(width, 2, hidden, 0.0, "gelu", batch_first=True).eval()
+    tokens, mask = torch.randn(1, TOKENS, width), torch.zeros(1, TOKENS, dtype=torch.bool)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        counted = count_flops(lambda: layer(tokens.to(precision), src_key_padding_mask=mask))
+    linear = 4 * width * width + 2 * width * hidden  # four projections, two layers of the feed-forward network
+    assert counted == 2 * TOKENS * (linear + 2 * TOKENS * width)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_counting_agrees_with_torch() -> None:
     layer, tokens = _real("dense", 1)
     layer.exact = "dense"

@@ -188,6 +188,12 @@ def test_defaults_are_those_of_transformers(family):
         assert find_family({"architectures": [architecture]}) is family
 
 
+@pytest.mark.parametrize("architectures", [True, 3, "LlamaForCausalLM", [], [{"a": 1}], None])
+def test_architectures_that_say_nothing_are_an_unknown_family(architectures):
+    with pytest.raises(ValueError, match="is not in the table of families"):
+        find_family({"architectures": architectures})
+
+
 def test_older_rotary_keys_mean_the_same_as_rope_parameters():
     old = {"model_type": "llama", "rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
     new = {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}}

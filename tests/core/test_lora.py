@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_layers import FAMILIES, PLANS, SPEC, compare, make_layer, padding
 
-from frozenllm.core import FrozenLLMLayer, random_block
+from frozenllm.core import FrozenLLMLayer, load_block, random_block, reload_blocks, save_block
 from frozenllm.core import layer as layer_module
 
 
@@ -75,6 +75,37 @@ def test_cached_folds_follow_the_updates():
         layer.clear_cache()
         torch.testing.assert_close(layer(tokens), after)
     assert not torch.allclose(before, after)
+
+
+def test_compiles_without_graph_breaks():
+    layer, tokens = FrozenLLMLayer(12, random_block(SPEC), lora_rank=2), torch.randn(2, 5, 12)
+    randomise(layer)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(tokens), layer(tokens), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_block_is_saved_with_its_updates(quantize, tmp_path):
+    layer = FrozenLLMLayer(12, load_block("bundled", quantize=quantize), lora_rank=2)
+    untouched = save_block(layer.block, tmp_path / "block.safetensors")
+    randomise(layer)
+    record = save_block(layer.block, tmp_path / "merged.safetensors")
+    merged = FrozenLLMLayer(12, load_block(tmp_path / "merged.safetensors"))
+    merged.load_state_dict({k: v for k, v in layer.state_dict().items() if "adapter" in k}, strict=False)
+    tokens = torch.randn(2, 5, 12)
+    torch.testing.assert_close(merged(tokens), layer(tokens), rtol=1e-3, atol=1e-4)
+    assert record.source == "bundled (trained)"
+    assert quantize or untouched == layer.block.record, "updates of nothing change nothing"
+
+
+def test_refilling_a_block_leaves_loaded_updates_alone():
+    layer = FrozenLLMLayer(12, random_block(SPEC), lora_rank=2)
+    randomise(layer)
+    other = FrozenLLMLayer(12, random_block(SPEC), lora_rank=2).to("meta")
+    other.load_state_dict(layer.state_dict(), assign=True)
+    reload_blocks(other)
+    tokens = torch.randn(2, 5, 12)
+    assert torch.equal(other(tokens), layer(tokens))
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,12 @@ def test_names_and_titles_are_text(tmp_path: Path) -> None:
     assert evil in "".join(Page(text).texts)
 
 
+def test_names_may_hold_dollars(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a$x^$", 80.0)
+    write_run(tmp_path / "runs" / "b", 81.0, "random")
+    assert "a$x^$" in write_report([tmp_path / "runs"], tmp_path / "a.html", study="never").read_text()
+
+
 def test_layers_become_a_figure(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "host", 70.0)
     for layer in (0, 2, 10):

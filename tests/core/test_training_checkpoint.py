@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bomb import Bomb
 from tinydomain.helpers import read, run
 from tinydomain.train import CONFIG, Host
 
@@ -86,20 +87,10 @@ def test_another_model_is_one_sentence(trained: Path) -> None:
         evaluated(trained, "model.dim=20", "name=other", checkpoint)
 
 
-class Malicious:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.marker),)
-
-
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 def test_malicious_checkpoint_is_refused(how: str, tmp_path: Path) -> None:
     marker, path = tmp_path / "owned", tmp_path / "bad.pt"
-    payload = {"format": files.FORMAT, "state_dict": {}, "meta": Malicious(marker)}
+    payload = {"format": files.FORMAT, "state_dict": {}, "meta": Bomb(marker)}
     if how == "torch":
         torch.save(payload, path)
     else:

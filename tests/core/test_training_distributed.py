@@ -76,6 +76,13 @@ def test_resumed_equals_uninterrupted_with_batchnorm(two_processes: tuple[Path, 
     assert any("running_mean" in name for name in ends[0]["state_dict"])
 
 
+def test_updates_of_several_blocks_are_sharded(two_processes: tuple[Path, str]) -> None:
+    ddp, fsdp = (read(two_processes[0] / f"blocks_{s}" / "checkpoints" / "last.pt") for s in ("ddp", "fsdp"))
+    assert any("layers.1.low_rank" in name for name in fsdp["state_dict"])
+    for name, value in ddp["state_dict"].items():
+        torch.testing.assert_close(fsdp["state_dict"][name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_fsdp_run_is_not_resumed_without_it(two_processes: tuple[Path, str]) -> None:
     with pytest.raises(ValueError, match="written with world_size=2, this run has 1"):
         run(two_processes[0].parent, *COMMON, "name=fsdp", "resume=true", "data.batch_size=4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import multiprocessing
 import re
@@ -192,3 +193,5 @@ def test_a_finished_run_that_is_resumed_tests_again_without_a_second_line(tmp_pa
     again = run(tmp_path, "name=a", "schedule.epochs=2", test, "resume=true")
     assert again.test == first.test
     assert history(first.run_dir) == lines
+    summary = json.loads((Path(first.run_dir) / "summary.json").read_text())
+    assert summary["step_seconds"] == again.step_seconds == first.step_seconds, "no step was made to be timed"

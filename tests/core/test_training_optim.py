@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 from tinydomain.helpers import read, run
 from tinydomain.train import CONFIG, Host
 
 from frozenllm.core.training import compose_config, param_groups
+from frozenllm.core.training.optim import ScaledOptimWrapper
 from frozenllm.core.training.schedule import WarmupSchedule, schedule_factor
 from frozenllm.core.training.settings import scaled_lr
 
@@ -121,6 +123,15 @@ def test_schedule_shapes() -> None:
         rates(dict(shape="triangle"), epochs=2)
     with pytest.raises(ValueError, match="must be shorter than the run"):
         rates(dict(shape="cosine", warmup=2), epochs=2)
+
+
+def test_gradient_scaling_leaves_autocast_to_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses are computed outside of it, whatever the precision."""
+    monkeypatch.setattr(amp_optimizer_wrapper, "is_cuda_available", lambda: True)
+    model = Host()
+    wrapper = ScaledOptimWrapper(dtype="bfloat16", optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with wrapper.optim_context(model):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_linear_scaling_and_group_rates_reach_the_optimizer(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from frozenllm.core.training.data import EpochSampler, SeededDataset
 from frozenllm.core.training.ema import EMA
 from frozenllm.core.training.registry import MODELS
 from frozenllm.core.training.seeding import derive_seed
+from frozenllm.core.training.sync_bn import synchronize_batch_norm
 
 
 def ranks(world: int, **options: object) -> list[EpochSampler]:
@@ -89,6 +90,18 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample() -> None:
     assert len({derive_seed(1, 23), derive_seed(12, 3), derive_seed(1, 2, 3)}) == 3
 
 
+def test_only_the_first_batch_of_a_mode_is_put_into_a_sentence() -> None:
+    """A mistake in a program that has worked keeps its type."""
+    task, targets = ClassificationTask(torch.nn.Linear(4, 2)), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"The model cannot take the first batch \(mat1 and mat2 shapes cannot be"):
+        task(torch.ones(2, 3), targets, mode="loss")
+    task(torch.ones(2, 4), targets, mode="loss")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        task(torch.ones(2, 3), targets, mode="loss")
+    with pytest.raises(ValueError, match="cannot take the first batch"):
+        task(torch.ones(2, 3), targets, mode="predict")
+
+
 def test_soft_targets_and_batch_transform_only_in_training() -> None:
     task = ClassificationTask(Host(), batch_transform={"type": "Mix"}, label_smoothing=0.1)
     x, y = torch.randn(4, 6, 8), torch.tensor([0, 1, 2, 3])
@@ -136,6 +149,16 @@ def test_moving_average_changes_places_and_back() -> None:
     hook.after_val_epoch(runner)
     assert all(torch.equal(p, live[name]) for name, p in model.named_parameters())
     assert all(torch.equal(value, average[name]) for name, value in hook.average.items())
+
+
+def test_synchronised_batchnorm_is_refused_where_a_layer_does_more() -> None:
+    class WithActivation(torch.nn.BatchNorm1d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).relu()
+
+    for device in ("cpu", "cuda"):
+        with pytest.raises(ValueError, match="cannot synchronise 0: a WithActivation does more than a BatchNorm"):
+            synchronize_batch_norm(torch.nn.Sequential(WithActivation(4)), torch.device(device))
 
 
 def test_compile_switch_keeps_names(tmp_path: Path) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from tinydomain.helpers import run
+from tinydomain.train import CONFIG
 
-from frozenllm.core.training import errors_in_a_sentence, folder_of_run, is_run, read_run
+from frozenllm.core.training import (
+    compose_config,
+    errors_in_a_sentence,
+    evaluate,
+    folder_of_run,
+    is_run,
+    read_run,
+)
 
 EMA = "optim.ema={decay: 0.5, evaluate: ema}"
 
@@ -34,6 +44,23 @@ def test_the_weights_are_those_that_the_run_was_evaluated_with(folder: Path) -> 
     assert not torch.equal(content["ema"]["model.head.weight"], content["state_dict"]["model.head.weight"])
     inputs = torch.randn(2, 6, 8)
     assert torch.isfinite(read_run(path).build()(inputs)).all()
+
+
+def test_an_average_of_which_only_the_decay_is_given(tmp_path: Path) -> None:
+    common = [f"runs={tmp_path}", "name=b", "optim.ema={decay: 0.5}", "runtime.console=false"]
+    result = run(tmp_path, *common[1:3], "schedule.epochs=2")
+    assert read_run(result.run_dir).weights == "raw"
+    assert evaluate(compose_config(CONFIG, [*common, "runtime.plots=false"])) == result.metrics
+
+
+def test_the_average_of_tied_weights_is_under_all_their_names(tmp_path: Path) -> None:
+    run_dir = run(tmp_path, "name=c", EMA, "schedule.epochs=2", "model.type=Tied").run_dir
+    content = torch.load(Path(run_dir) / "checkpoints" / "last.pt", weights_only=True)
+    tied = "blocks.0.0.weight"
+    assert not torch.equal(content["ema"][f"model.{tied}"], content["state_dict"][f"model.{tied}"])
+    assert torch.equal(read_run(run_dir).build().get_parameter(tied), content["ema"][f"model.{tied}"])
+    resumed = run(tmp_path, "name=c", EMA, "schedule.epochs=2", "model.type=Tied", "resume=true")
+    assert resumed.finished
 
 
 def test_what_is_wrong_is_said_in_one_sentence(folder: Path, tmp_path: Path) -> None:
@@ -76,5 +103,19 @@ def test_users_mistakes_end_in_a_sentence_and_ours_in_a_traceback(tmp_path: Path
         read_run(tmp_path / "none.pt")
     with pytest.raises(SystemExit, match=r"^error: .*none: No such file or directory\.$"), errors_in_a_sentence():
         (tmp_path / "none").read_text()
+    with pytest.raises(SystemExit, match=r"^error: The disk: No space left on device\.$"), errors_in_a_sentence():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(ZeroDivisionError), errors_in_a_sentence():
         _ = 1 / 0
+    with pytest.raises(SystemExit, match=r"^stopped: the same command goes on"), errors_in_a_sentence(goes_on=True):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), errors_in_a_sentence():
+        raise KeyboardInterrupt
+
+
+def test_a_config_is_changed_before_the_model_is_built(folder: Path) -> None:
+    saved = read_run(folder).change(["data.batch_size=3", "runtime.precision=bf16"])
+    assert (saved.cfg.data.batch_size, saved.cfg.runtime.precision) == (3, "bf16")
+    for wrong in ("data.batch_sise=3", "data", "data=3"):
+        with pytest.raises(ValueError, match=f"^{wrong} does not change the run's config: write key=value"):
+            saved.change([wrong])

@@ -150,6 +150,19 @@ def test_losses_by_epoch(tmp_path: Path) -> None:
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert by_epoch(tmp_path / "metrics.jsonl", "cross_entropy/mean") == ({1: 2.0}, {1: 2.5})
+    lines += [
+        {"kind": "train", "epoch": 2, "iter": 5, "loss": 1.0},  # of three iterations
+        {"kind": "train", "epoch": 2, "iter": 6, "loss": 5.0},  # of one
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert by_epoch(tmp_path / "metrics.jsonl", "cross_entropy/mean")[0] == {1: 2.0, 2: 2.0}
+
+
+def test_names_may_hold_dollars(tmp_path: Path) -> None:
+    for name in ("a$_$", "b$_$"):
+        write_run(tmp_path / name, 50.0)
+    tables.write_tables(tables.collect([tmp_path]), tmp_path / "out")
+    assert (tmp_path / "out" / "table.png").is_file()
 
 
 def test_a_named_sweep_ends_with_its_table(tmp_path: Path) -> None:

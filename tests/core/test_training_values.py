@@ -42,6 +42,15 @@ MISTAKES = {
     "model.dropout=2": r"The model cannot be built from these options \(dropout probability has to be between",
     "+task.label_smoothing=1.5": "task.label_smoothing must be a number from 0 to below 1",
     "metrics=[]": "metrics must be a list of metrics, each with a type",
+    "metrics=[{type: Accuracy, topk: [1], k: 1}]": "Accuracy got an unexpected keyword argument 'k': check the keys",
+    "best=accuracy/top3": "best=accuracy/top3 is none of the metrics: accuracy/top1; best=null picks none",
+    "data.train.type=Pionts": "Pionts is not in the frozenllm::dataset registry: check the type",
+    "+data.train.limit=-3": "data.train.limit must be a whole number from 1 or null, not -3",
+    "llm.path=": "llm.path must be text that is not empty or null, not ''",
+    "llm.source=5": "llm.source must be text that is not empty or null, not 5",
+    "optim.betas=[0.9]": "optim: AdamW cannot be made from these options",
+    "schedule.delay=999": r"schedule.delay \(999\) must not be more than schedule.epochs=",
+    "runtime.worker_start=forkk": "runtime.worker_start must be fork or spawn",
     "name=../../up": "name must be a folder's name",
     "name=": "name must be a folder's name",
     "resume=maybe": "resume must be true or false",
@@ -116,6 +125,21 @@ def test_mistakes_found_while_building_do_not_replace_a_run(tmp_path: Path) -> N
         with pytest.raises(ValueError, match=message):
             run(tmp_path, "name=a", "overwrite=true", typed)
         assert _contents(folder) == before
+
+
+def test_what_shows_at_the_first_batch_is_a_sentence_and_replaces_no_run(tmp_path: Path) -> None:
+    """What torch says of it, and which groups to look at."""
+    folder = Path(run(tmp_path, "name=a", "runtime.stop_after=2").run_dir)
+    before = _contents(folder)
+    typed = ("model.norm=batch", "data.batch_size=1")
+    sentence = (
+        r"cannot take the first batch \(Expected more than 1 value per channel.*config groups model, data and task"
+    )
+    for name in ("a", "b"):
+        with pytest.raises(ValueError, match=sentence):
+            run(tmp_path, f"name={name}", "overwrite=true", *typed)
+    assert _contents(folder) == before
+    assert not folder.with_name("b").exists()
 
 
 def test_a_run_is_replaced_at_the_first_step_of_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

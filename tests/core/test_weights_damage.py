@@ -15,6 +15,7 @@ import zipfile
 
 import pytest
 import torch
+from bomb import Bomb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -35,16 +36,6 @@ def refuse(path, match=""):
     assert "\n" not in text
     assert str(path) in text
     return text
-
-
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, target):
-        self.target = str(target)
-
-    def __reduce__(self):
-        return os.mkdir, (self.target,)
 
 
 # Pickles

@@ -23,6 +23,7 @@ from small_models import make_model, save_model
 
 from frozenllm.core import FrozenLLMLayer, load_block, reload_blocks
 from frozenllm.core.weights import hub_files, open_source, ranges, read_specs
+from frozenllm.core.weights.hub import check_hub
 
 COMMIT = "c" * 40
 LAYERS = 6
@@ -240,6 +241,16 @@ def test_unreachable_hub_uses_the_cache(hub):
     assert load_block("org/name", [1]).record == block.record
     refuse("org/name@cccccccccccc: layer 2 is not in the cache, and http://127.* cannot be reached", "org/name", [2])
     refuse("org/other: config.json is not in the cache, and http://127.* cannot be reached", "org/other")
+
+
+def test_an_unreachable_hub_is_given_up_at_once(hub, monkeypatch):
+    """huggingface_hub alone sleeps 23 seconds between its attempts; nothing else here sleeps."""
+    close_session()
+    hub.close()
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"slept {seconds} s"))
+    refuse("org/other: config.json is not in the cache, and http://127.* cannot be reached", "org/other")
+    with pytest.raises(ValueError, match=r"org/other: config.json is not in the cache, and .* cannot be reached"):
+        check_hub("org/other")
 
 
 # Interruptions

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from studies import TAPS, gone, one, short_runs
 from torch import Tensor
 
 from frozenllm.core.analysis.relevance import auroc
 from frozenllm.core.analysis.study import Study, read_study
 from frozenllm.core.study import HOST, LAYER, WEIGHTS, read_studied, validation_data
-from frozenllm.core.training import compose_config, train
 from frozenllm.motion import study as motion_study
 from frozenllm.motion.driven import driven_lanes
 from frozenllm.motion.models import MMTransformer
@@ -33,24 +32,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, Path]:
     """Two runs of four steps."""
-    folder, threads = tmp_path_factory.mktemp("runs"), torch.get_num_threads()
-    wanted = ["recipe=traffic", f"data.root={root}", f"runs={folder}", "data.batch_size=2"]
+    wanted = ["recipe=traffic", f"data.root={root}", "data.batch_size=2"]
     wanted += [f"data.toy.{name}={value}" for name, value in TOY.items()]
-    wanted += ["runtime.stop_after=4", "runtime.console=false"]
-    arms = ("none", "bundled")
-    made = [train(compose_config(CONFIG, [f"llm={arm}", *wanted])) for arm in arms]
-    torch.set_num_threads(threads)
-    return dict(zip(arms, (Path(result.run_dir) for result in made), strict=True))
+    return short_runs(CONFIG, [*wanted, f"runs={tmp_path_factory.mktemp('runs')}"])
 
 
 @pytest.fixture(scope="module")
 def found(runs: dict[str, Path]) -> dict[str, Study]:
     return {arm: motion_study.study(run, samples=2) for arm, run in runs.items()}
-
-
-def one(study: Study, name: str, tap: str | None, kind: str = "magnitude"):
-    (finding,) = [f for f in study.findings if (f.name, f.tap, f.kind) == (name, tap, kind)]
-    return finding
 
 
 def line(start: tuple[float, float], end: tuple[float, float], vectors: int = 9) -> Tensor:
@@ -125,8 +114,7 @@ def test_figures_of_the_host_alone_are_those_of_the_definition(runs, found):
 
 def test_taps_of_the_host_alone_and_of_the_layer(found):
     assert {finding.tap for finding in found["none"].findings} == {None, HOST}
-    taps = {finding.tap for finding in found["bundled"].findings}
-    assert taps == {None, HOST, "adapter_in", "attention_residual", "ffn_residual", LAYER, WEIGHTS}
+    assert {finding.tap for finding in found["bundled"].findings} == {None, *TAPS, WEIGHTS}
     nearness = {one(study, motion_study.DRIVEN, None, "nearness alone").value for study in found.values()}
     assert len(nearness) == 1  # of the data alone
 
@@ -153,12 +141,8 @@ def test_the_command_prints_and_saves(runs, capsys):
     assert len(again.pictures) == 2
 
 
-def test_data_that_is_gone_is_one_sentence(runs, root, tmp_path):
-    aside = shutil.move(root, tmp_path / "aside")
-    try:
+def test_data_that_is_gone_is_one_sentence(runs, root):
+    with gone(root):
         (root / "mine").mkdir(parents=True)
         with pytest.raises(SystemExit, match=r"error: .*holds something else than toy data"):
             motion_study.main([str(runs["none"])])
-    finally:
-        shutil.rmtree(root)
-        shutil.move(aside, root)

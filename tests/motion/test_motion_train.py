@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from recipes import SMALL_BLOCK
 from tinydomain.helpers import assert_same, history, read
+from training_tools import block_weights, call_tool
 
-from frozenllm.core.training import compose_config, evaluate, train
+from frozenllm.core.training import HOST_AND_LAYER, compose_config, evaluate, train
 from frozenllm.motion import constant_velocity, submit
 from frozenllm.motion import train as tool
 from frozenllm.motion.data import argoverse2, collate_scenes
@@ -23,8 +22,6 @@ from frozenllm.motion.submission import read_argoverse1
 from frozenllm.motion.task import MotionTask
 from frozenllm.motion.trained import load_trained
 
-ROOT = Path(__file__).parents[2]
-SPEC = "{hidden_size: 32, num_heads: 2, num_kv_heads: 2, head_dim: 16, intermediate_size: 48}"
 TINY = {
     "vectornet": ["model.dim=16", "model.width=8", "model.hidden=16"],
     "mmtransformer": ["model.dim=16", "model.hidden=24", "model.width=8", "model.layers=1", "model.position_dim=8"],
@@ -36,7 +33,7 @@ RECIPES = ["argoverse1_vectornet", "argoverse2_mmtransformer_llama"]
 
 def overrides(recipe: str, root: Path, runs: Path) -> list[str]:
     """A recipe at tiny sizes, with a small random block in a large language model's place."""
-    block = [f"+llm.spec={SPEC}", "llm.kind=random", "llm.dtype=null"] if recipe.endswith("_llama") else []
+    block = SMALL_BLOCK if recipe.endswith("_llama") else []
     return [f"recipe={recipe}", f"data.root={root}", f"runs={runs}", *TINY[recipe.split("_")[1]], *SHORT, *block]
 
 
@@ -67,7 +64,7 @@ def test_recipe_trains_resumes_and_evaluates(run: tuple[list[str], Path]) -> Non
     figures = evaluate(compose_config(tool.CONFIG, [*settings, "name=whole"]))
     assert figures == json.loads((folder / "summary.json").read_text())["metrics"]
     assert {"motion/minADE1", "motion/minFDE6", "motion/MR6", "motion/brier-minFDE6"} <= set(figures)
-    assert not [name for name in whole["state_dict"] if ".llm.block." in name and not name.endswith("_extra_state")]
+    assert not block_weights(whole["state_dict"])
 
 
 def test_recipe_writes_a_valid_submission(run: tuple[list[str], Path], tmp_path: Path) -> None:
@@ -114,11 +111,7 @@ def by_tool(tmp_path_factory: pytest.TempPathFactory, toy2: Path) -> Path:
     """Four steps on the toy data with the bundled block, from the command line."""
     folder = tmp_path_factory.mktemp("tool")
     options = ["recipe=traffic", f"data.root={toy2}", "data.toy={train: 12, val: 6, test: 3, seed: 0}", "name=it"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "train_motion.py"), *options, *TINY["vectornet"], *SHORT,
-         "runtime.stop_after=4"],
-        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+    done = call_tool("motion", *options, *TINY["vectornet"], *SHORT, "runtime.stop_after=4", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "traffic" / "it"
 
@@ -156,13 +149,8 @@ def test_toy_prints_both_arms_beside_constant_velocity(
     tmp_path: Path, toy2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sizes = [
-        "data.toy={train: 12, val: 6, test: 3, seed: 0}",
-        *TINY["vectornet"],
-        *SHORT,
-        "schedule.epochs=1",
-        "schedule.warmup_epochs=0",
-    ]
+    sizes = ["data.toy={train: 12, val: 6, test: 3, seed: 0}", *TINY["vectornet"], *SHORT]
+    sizes += ["schedule.epochs=1", "schedule.warmup_epochs=0"]
     monkeypatch.setattr(tool, "TOY", [*tool.TOY, *sizes])
     tool.main([])
     printed = capsys.readouterr().out
@@ -171,7 +159,7 @@ def test_toy_prints_both_arms_beside_constant_velocity(
     row = next(line for line in printed.splitlines() if line.startswith("constant velocity"))
     assert f"{wanted['minFDE6']:.2f}" in row
     assert f"{wanted['minADE1']:.2f}" in row
-    rows = {arm: line.split() for arm in tool.ARMS for line in printed.splitlines() if line.startswith(arm)}
+    rows = {arm: line.split() for arm in HOST_AND_LAYER for line in printed.splitlines() if line.startswith(arm)}
     summary = json.loads((tmp_path / "runs" / "toy" / "traffic" / "host-alone" / "seed0" / "summary.json").read_text())
     assert f"{summary['metrics']['motion/minFDE6']:.2f}" in rows["host alone"]
     assert f"{summary['trainable']:,}" in rows["host alone"]

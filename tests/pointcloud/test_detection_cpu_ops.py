@@ -29,6 +29,16 @@ def _installed(uncompiled_mmdet3d: None) -> None:
     assert cpu_ops.install()  # twice is harmless
 
 
+@pytest.mark.parametrize(("kernels", "stand_ins"), [(None, True), (ops, False)])
+def test_a_gpu_with_an_mmcv_for_cpus_gets_the_stand_ins(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kernels: Any, stand_ins: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cpu_ops.ops, "_compiled_ops", lambda: kernels)
+    assert cpu_ops.install() == stand_ins
+    assert ("built without CUDA" in caplog.text) == stand_ins
+
+
 def points(seed: int, count: int, batch: int = 2) -> Tensor:
     """Points on a coarse grid, so that there are duplicates and equal distances."""
     return torch.randint(-3, 4, (batch, count, 3), generator=torch.Generator().manual_seed(seed)).float()

@@ -106,11 +106,11 @@ def test_text_files_and_pickle_are_one(shapes: Path, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_read_anyway(
     shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Path, *args: Any) -> None:
+    def refuse(*args: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
     root = shutil.copytree(shapes, tmp_path / "shapes")
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     assert len(modelnet40(str(root), "train", points=80)) == 16
     assert "cannot be kept (Permission denied)" in caplog.text
     assert not list(root.glob("*.dat*")) + list(root.glob(".*dat*"))
@@ -172,6 +172,7 @@ CLOUDS, LABELS = np.zeros((3, 9, 3), np.float32), np.array([0, 1, 14])
 @pytest.mark.parametrize(("arrays", "words"), [
     ({"data": CLOUDS}, "has no key label; it has data"),
     ({"points": CLOUDS}, "has no key data and no label; it has points"),
+    ({"da\nta": CLOUDS}, r"it has 'da\\nta'\.$"),
     ({"data": CLOUDS[..., :2], "label": LABELS}, r"data must be numbers of shape \(clouds, points, 3\), not float32"),
     ({"data": CLOUDS[0], "label": LABELS}, r"not float32 \(9, 3\)"),
     ({"data": CLOUDS, "label": LABELS[:2]}, "holds 3 clouds, but 2 classes"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -64,6 +65,7 @@ def run(scans_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_draws_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("plotly", reason="needs the extra [html]")
     look.main([str(run), "--count", "2", "--out", str(tmp_path / "new")])
     assert capsys.readouterr().out.splitlines() == [f"wrote {tmp_path}/new/look.{end}" for end in ("png", "html")]
     with Image.open(tmp_path / "new" / "look.png") as image:
@@ -83,7 +85,9 @@ def test_several_runs_share_a_picture(run: Path, tmp_path: Path) -> None:
         assert image.size == (312, 648)  # the same rows from the same run
 
 
-def test_mistakes_give_one_sentence(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_give_one_sentence(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         look.main([str(tmp_path)])
     assert "is not the folder of a run: it has no checkpoints/last.pt" in str(stopped.value)
@@ -111,3 +115,7 @@ def test_mistakes_give_one_sentence(run: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 'frozenllm-pointcloud\[html\]'"):
         look.save_html(tmp_path / "x.html", torch.zeros(1, 4, 3), {"a": torch.zeros(1, 4)}, ["t"])
+    look.main([str(run), "--count", "1", "--out", str(tmp_path)])  # the picture is drawn all the same
+    wrote, left_out = capsys.readouterr().out.splitlines()
+    assert wrote == f"wrote {tmp_path / 'look.png'}"
+    assert re.fullmatch(r"no look\.html: .* pip install 'frozenllm-pointcloud\[html\]'\.", left_out)

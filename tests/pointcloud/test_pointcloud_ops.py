@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,6 +147,30 @@ def test_the_compiled_kernel_is_handed_points_so_that_ties_agree(xyz: Tensor, nu
     arranged[:, places] = xyz
     chosen = torch.tensor([kernel_sample(cloud.numpy(), num) for cloud in arranged])
     assert torch.equal(places.argsort()[chosen], farthest_point_sample(xyz, num))
+
+
+@pytest.mark.parametrize(("built_for", "used"), [("not available", False), ("12.6", True)])
+def test_kernels_of_a_build_without_cuda_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, built_for: str, used: bool
+) -> None:
+    """mmcv built for the CPU has them by name, and refuses tensors of a GPU."""
+    compiled = pytest.importorskip("mmcv.ops", reason="needs mmcv built with its operators")
+    monkeypatch.setattr(compiled, "get_compiling_cuda_version", lambda: built_for)
+    monkeypatch.setattr(ops, "_compiled_ops", functools.cache(ops._compiled_ops.__wrapped__))
+    assert (ops._compiled_ops() is compiled) == used
+
+
+def test_kernels_are_handed_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmcv's ball query asserts that both of its tensors are contiguous."""
+
+    def kernel(low: float, high: float, k: int, xyz: Tensor, centers: Tensor) -> Tensor:
+        assert xyz.is_contiguous()
+        assert centers.is_contiguous()
+        return torch.zeros(*centers.shape[:2], k, dtype=torch.int32)
+
+    monkeypatch.setattr(ops, "_kernels", lambda xyz: SimpleNamespace(ball_query=kernel))
+    planes = torch.randn(2, 3, 7)
+    assert ball_query(planes.transpose(1, 2), planes.transpose(1, 2), 1.0, 4).shape == (2, 7, 4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from studies import TAPS, gone, one, short_runs
 
 from frozenllm.core.analysis import magnitude
 from frozenllm.core.analysis.scores import Scores
 from frozenllm.core.analysis.study import Study, read_study
-from frozenllm.core.study import HOST, LAYER, read_studied
-from frozenllm.core.training import compose_config, train
+from frozenllm.core.study import HOST, read_studied
 from frozenllm.pointcloud import study as cloud_study
 from frozenllm.pointcloud.data.scanobjectnn import read_mask
 from frozenllm.pointcloud.look import spread
@@ -31,25 +30,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, Path]:
     """Two runs of four steps on clouds with background, evaluated on the test split, thinned to 64 points."""
-    folder, threads = tmp_path_factory.mktemp("runs"), torch.get_num_threads()
-    wanted = ["recipe=shapes", f"data.root={root}", "data.variant=objectbg", "data.num_points=64", f"runs={folder}"]
+    wanted = ["recipe=shapes", f"data.root={root}", "data.variant=objectbg", "data.num_points=64"]
     wanted += [f"data.{role}.type=scanobjectnn" for role in ("train", "val", "test")]
     wanted += ["data.val.split=test", "data.val.part=all", "data.train.part=all", "data.batch_size=4"]
-    wanted += ["runtime.stop_after=4", "runtime.console=false"]
-    arms = ("none", "bundled")
-    made = [train(compose_config(CONFIG, [f"llm={arm}", *wanted])) for arm in arms]
-    torch.set_num_threads(threads)
-    return dict(zip(arms, (Path(result.run_dir) for result in made), strict=True))
+    return short_runs(CONFIG, [*wanted, f"runs={tmp_path_factory.mktemp('runs')}"])
 
 
 @pytest.fixture(scope="module")
 def found(runs: dict[str, Path]) -> dict[str, Study]:
     return {arm: cloud_study.study(run, samples=2) for arm, run in runs.items()}
-
-
-def one(study: Study, name: str, tap: str, kind: str = "magnitude"):
-    (finding,) = [f for f in study.findings if (f.name, f.tap, f.kind) == (name, tap, kind)]
-    return finding
 
 
 def test_masks_are_in_the_official_form(root):
@@ -88,8 +77,7 @@ def test_figures_of_the_host_alone_are_those_of_the_definition(runs, found, root
 
 def test_the_host_alone_has_one_tap_and_the_layer_all(found):
     assert {finding.tap for finding in found["none"].findings} == {HOST}
-    taps = {finding.tap for finding in found["bundled"].findings}
-    assert taps == {HOST, "adapter_in", "attention_residual", "ffn_residual", LAYER}
+    assert {finding.tap for finding in found["bundled"].findings} == TAPS
 
 
 def test_measures_of_a_hand_made_cloud():
@@ -125,10 +113,6 @@ def test_the_command_prints_and_saves(runs, capsys):
     assert {f.samples for f in again.findings} == {5}
 
 
-def test_data_that_is_gone_is_one_sentence(runs, root, tmp_path):
-    aside = shutil.move(root, tmp_path / "aside")
-    try:
-        with pytest.raises(SystemExit, match=r"error: .*test_objectdataset\.h5 does not exist"):
-            cloud_study.main([str(runs["none"])])
-    finally:
-        shutil.move(aside, root)
+def test_data_that_is_gone_is_one_sentence(runs, root):
+    with gone(root), pytest.raises(SystemExit, match=r"error: .*test_objectdataset\.h5 does not exist"):
+        cloud_study.main([str(runs["none"])])

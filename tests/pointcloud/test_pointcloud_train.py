@@ -12,8 +12,9 @@ from typing import Any
 import h5py
 import pytest
 import torch
+from training_tools import block_weights, quick_toys
 
-from frozenllm.core.training import compose_config, evaluate, train
+from frozenllm.core.training import HOST_AND_LAYER, compose_config, evaluate, train
 from frozenllm.pointcloud import train as tool
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def test_tool_trains_resumes_and_evaluates(tmp_path: Path, scans_root: Path, mon
     assert (result.iterations, result.finished) == (8, True)  # 72 of 80 clouds fit: two epochs of 4 batches
     assert 0 <= result.test["accuracy/top1"] <= 100
     state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["state_dict"]
-    assert not [name for name in state if "llm.block" in name and not name.endswith("_extra_state")]
+    assert not block_weights(state)
     cfg.split = "test"
     assert evaluate(cfg) == result.test
     cfg.task.votes = 4
@@ -109,17 +110,10 @@ def test_modelnet_trains_on_its_files(shapes_root: Path, tmp_path: Path) -> None
 
 
 def test_toy_prints_both_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.chdir(tmp_path)
-    compare = tool.compare
-
-    def shorter(package: str, arms: Any, overrides: list[str]) -> Any:
-        short = [o for o in FAST if "num_points" not in o] + ["runtime.stop_after=null", "data.num_points=48"]
-        return compare(package, arms, overrides=[*overrides, *short, "schedule.epochs=1", "schedule.warmup_epochs=0"])
-
-    monkeypatch.setattr(tool, "compare", shorter)
+    quick_toys(monkeypatch, tmp_path, *FAST, "schedule.epochs=1", "schedule.warmup_epochs=0")
     tool.main([])
     printed = capsys.readouterr().out
-    for arm, slug in zip(tool.ARMS, ("host-alone", "frozen-bundled-block"), strict=True):
+    for arm, slug in zip(HOST_AND_LAYER, ("host-alone", "frozen-bundled-block"), strict=True):
         summary = json.loads((tmp_path / "runs" / "toy" / "shapes" / slug / "seed0" / "summary.json").read_text())
         assert f"{arm}  " in printed
         assert f"test, last epoch: {summary['test']['accuracy/top1']:.2f} {arm}" in printed

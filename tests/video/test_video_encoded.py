@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import struct
+import sys
+from dataclasses import make_dataclass
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -115,7 +120,7 @@ def damaged(files: Path, folder: Path) -> dict[str, str]:
         "empty.mp4": "is empty",
         "text.mp4": "cannot be decoded",
         "cut.mp4": "cannot be decoded",
-        "cut.webm": r"cut short: \d+ of its 20 frames",
+        "cut.webm": r"cut short: it ends after (0\.\d|1\.[0-4]) of its 1\.7 seconds",
         "zeros.mkv": r"cut short|cannot be decoded",
         "sound.mp4": r"no video stream|cannot be decoded|No valid stream",
     }
@@ -142,8 +147,63 @@ def test_a_stream_copy_cut_in_front_of_its_index_is_cut_short(files: Path, tmp_p
         container.mux(stream.encode())
     assert len(read_video(path, np.arange, "pyav")) == 20
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(BrokenSample, match=r"fast\.mp4 is cut short: \d+ of its 20 frames|cannot be decoded"):
+    with pytest.raises(BrokenSample, match=r"fast\.mp4 is cut short: .* of its 1\.7 seconds|cannot be decoded"):
         read_video(path, np.arange, "pyav")
+
+
+@each_decoder
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_frames_are_turned_as_the_file_says(tmp_path: Path, turns: int, decoder: str) -> None:
+    path = tmp_path / "phone.mp4"  # which writes the picture as the sensor lies, and a matrix beside it
+    stored = np.zeros((3, 48, 64, 3), np.uint8)
+    stored[:, :24, :32] = 255
+    write_film(stored, path, 12, options={"crf": "5"})
+    one, data = 1 << 16, bytearray(path.read_bytes())
+    a, b = {1: (0, one), 2: (-one, 0), 3: (0, -one)}[turns]  # ISO 14496-12: x' = ax + cy, y' = bx + dy, y downwards
+    matrix = data.index(b"tkhd") + 44
+    data[matrix : matrix + 36] = struct.pack(">9i", a, b, 0, -b, a, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    found = read_video(path, np.arange, decoder).double().mean((0, 1))
+    height, width = ((48, 64), (64, 48))[turns % 2]
+    assert found.shape == (height, width)
+    bright = {1: (0, 1), 2: (1, 1), 3: (1, 0)}[turns]  # from the upper left clockwise
+    halves = found.reshape(2, height // 2, 2, width // 2).mean((1, 3))
+    assert divmod(int(halves.argmax()), 2) == bright
+    assert halves.max() > 240
+
+
+@each_decoder
+@pytest.mark.parametrize("name", ["screen.webm", "screen.mkv", "screen.mp4"])
+def test_a_variable_rate_is_no_damage(tmp_path: Path, name: str, decoder: str) -> None:
+    path = tmp_path / name  # as recorders of screens write it: few pictures while nothing moves
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx" if name.endswith("webm") else "libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, image in enumerate(clip()):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = 33 * number + 967 * max(number - 12, 0), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert len(read_video(path, np.arange, decoder)) == 20
+
+
+@each_decoder
+def test_a_clip_that_was_cut_out_without_encoding_it_anew_is_whole(tmp_path: Path, decoder: str) -> None:
+    whole, path = tmp_path / "whole.mp4", tmp_path / "part.mp4"
+    write_film(clip(), whole, 10, options={"crf": "5", "g": "20", "bf": "0"})
+    with av.open(str(whole)) as given, av.open(str(path), "w") as part:
+        source = given.streams.video[0]
+        target = part.add_stream_from_template(source)
+        for packet in given.demux(source):
+            if packet.dts is not None:
+                packet.pts, packet.dts = (time - int(1.2 / source.time_base) for time in (packet.pts, packet.dts))
+                packet.stream = target
+                part.mux(packet)  # all of them: those before 0 are needed by the rest, and hidden
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 20
+    found = read_video(path, np.arange, decoder).double().mean((1, 2, 3))
+    np.testing.assert_allclose(found, clip().mean((1, 2, 3))[12:], atol=4)
 
 
 def test_decoders_by_name() -> None:
@@ -153,6 +213,15 @@ def test_decoders_by_name() -> None:
     if not works("torchcodec"):
         with pytest.raises(ImportError, match=r"install 'frozenllm-video\[torchcodec\]' and FFmpeg"):
             pick_decoder("torchcodec")
+
+
+def test_torchcodec_that_does_not_turn_frames_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = SimpleNamespace(VideoDecoder=None, VideoStreamMetadata=make_dataclass("VideoStreamMetadata", ["num_frames"]))
+    monkeypatch.setitem(sys.modules, "torchcodec", SimpleNamespace(decoders=old))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", old)
+    assert pick_decoder.__wrapped__("auto") is pick_decoder("pyav")
+    with pytest.raises(ImportError, match=r"torchcodec does not work here.*before 0\.11 leave the videos of phones"):
+        pick_decoder.__wrapped__("torchcodec")
 
 
 def as_folders(root: Path, out: Path) -> None:
@@ -234,6 +303,8 @@ def test_mistakes_in_folders_give_one_sentence(toy_videos_root: Path, tmp_path: 
         encoded_videos(None, **EVAL)
     with pytest.raises(ValueError, match="test does not exist"):
         encoded_videos(root, "test", **EVAL)
+    with pytest.raises(ValueError, match=r"all does not exist; data\.root should name the part whose classes"):
+        encoded_videos(root, "val", train_split="all", **EVAL)
     with pytest.raises(ValueError, match="set both labels and annotations"):
         encoded_videos(root, labels=labels, **EVAL)
     annotations = str(toy_videos_root / "validation.json")
@@ -247,6 +318,17 @@ def test_mistakes_in_folders_give_one_sentence(toy_videos_root: Path, tmp_path: 
     (tmp_path / "none" / "class0").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds no videos named <class>/<file>"):
         encoded_videos(root, "none", train_split="train", **EVAL)
+
+
+def test_hidden_folders_and_files_are_no_classes_and_no_videos(toy_videos_root: Path, tmp_path: Path) -> None:
+    as_folders(toy_videos_root, tmp_path)
+    before = encoded_videos(str(tmp_path), "val", **EVAL).source
+    for part in ("train", "val"):
+        (tmp_path / part / ".ipynb_checkpoints").mkdir()  # sorts before all classes
+        (tmp_path / part / "class0" / "._0.mp4").write_bytes(b"of a Mac's archive")
+    after = encoded_videos(str(tmp_path), "val", **EVAL).source
+    assert [after.name(i) for i in range(len(after))] == [before.name(i) for i in range(len(before))]
+    np.testing.assert_array_equal(after.labels, before.labels)
 
 
 def test_damaged_videos_by_policy(

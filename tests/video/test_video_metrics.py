@@ -54,7 +54,7 @@ def test_unreadable_videos_are_left_out_and_counted() -> None:
     targets, videos = [0, 0, UNREADABLE, UNREADABLE, 0, 0], [0, 0, 1, 1, 2, 2]
     found = fill(VideoAccuracy(), scores, targets, videos).evaluate(6)
     assert found == {"accuracy/top1": 50.0, "accuracy/unreadable": 1.0}
-    with pytest.raises(ValueError, match="Not one video"):
+    with pytest.raises(ValueError, match="Not one sample"):
         fill(VideoAccuracy(), scores[:2], [UNREADABLE] * 2, [0, 0]).evaluate(2)
 
 

@@ -133,6 +133,11 @@ def test_heat_maps_follow_time_and_space() -> None:
     painted = overlay(torch.zeros(12, 3, 8, 8, dtype=torch.uint8), images)
     assert painted.shape == (12, 224, 224, 3)
     assert painted[0, 0, 223].sum() > 200 > painted[0, 223, 0].sum() + 100
+    # Of a video with fewer frames than the clip, several tubelets show one frame.
+    short = spread(
+        torch.tensor([0.0, 0.4, 0.6, 1.0])[:, None, None], np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.arange(2), (1, 1)
+    )
+    torch.testing.assert_close(short.flatten(), torch.tensor([0.2, 0.8]))
     odd = overlay(torch.zeros(1, 3, 225, 301, dtype=torch.uint8), torch.zeros(1, 225, 301))
     assert odd.shape == (1, 224, 300, 3)
 
@@ -170,7 +175,7 @@ def test_mistakes_give_one_sentence(
         ([clip, *run, "--out", str(tmp_path / "out.gif")], "must end in"),
         ([clip, *run, "--out", str(tmp_path / "no" / "out.mp4")], "cannot be written"),
         ([clip, *run, "--llm-heads", "3"], "leave out llm_heads"),
-        ([clip, "--checkpoint", str(official), *OFFICIAL, "--llm-path", "x"], "leave out --llm-path"),
+        ([clip, "--checkpoint", str(official), *OFFICIAL, "llm.path=x"], "leave out llm.path=x"),
     ):
         with pytest.raises(SystemExit) as stopped:
             predict.main(arguments)

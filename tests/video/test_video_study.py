@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from studies import TAPS, gone, one, short_runs
 
 from frozenllm.core.analysis import magnitude
 from frozenllm.core.analysis.scores import Scores
 from frozenllm.core.analysis.study import Study, read_study
 from frozenllm.core.study import HOST, LAYER, read_studied, validation_data
-from frozenllm.core.training import compose_config, train
 from frozenllm.video import study as video_study
 from frozenllm.video.toy import TRUTH, write_toy_frames
 from frozenllm.video.train import CONFIG
@@ -32,26 +31,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, Path]:
     """Two runs of four steps."""
-    folder, threads = tmp_path_factory.mktemp("runs"), torch.get_num_threads()
     wanted = [f"+data.toy.{name}={value}" for name, value in TOY.items() if name != "moving"]
-    wanted += [f"data.root={root}", f"runs={folder}", "data.batch_size=2", "runtime.stop_after=4"]
-    arms = ("none", "bundled")
-    made = [
-        train(compose_config(CONFIG, ["recipe=resting_digits", f"llm={arm}", *wanted, "runtime.console=false"]))
-        for arm in arms
-    ]
-    torch.set_num_threads(threads)
-    return dict(zip(arms, (Path(result.run_dir) for result in made), strict=True))
+    wanted += ["recipe=resting_digits", f"data.root={root}", "data.batch_size=2"]
+    return short_runs(CONFIG, [*wanted, f"runs={tmp_path_factory.mktemp('runs')}"])
 
 
 @pytest.fixture(scope="module")
 def found(runs: dict[str, Path]) -> dict[str, Study]:
     return {arm: video_study.study(run, samples=2) for arm, run in runs.items()}
-
-
-def one(study: Study, name: str, tap: str, kind: str = "magnitude"):
-    (finding,) = [f for f in study.findings if (f.name, f.tap, f.kind) == (name, tap, kind)]
-    return finding
 
 
 def test_figures_of_the_host_alone_are_those_of_the_definition(runs, found, root):
@@ -79,8 +66,7 @@ def test_figures_of_the_host_alone_are_those_of_the_definition(runs, found, root
 
 def test_the_host_alone_has_one_tap_and_the_layer_all(found):
     assert {finding.tap for finding in found["none"].findings} == {HOST}
-    taps = {finding.tap for finding in found["bundled"].findings}
-    assert taps == {HOST, "adapter_in", "attention_residual", "ffn_residual", LAYER}
+    assert {finding.tap for finding in found["bundled"].findings} == TAPS
     before, after = (one(found["bundled"], video_study.OF_OBJECT, tap).value for tap in (HOST, LAYER))
     change = one(found["bundled"], f"{video_study.OF_OBJECT}: change from host", LAYER)
     assert change.value == pytest.approx(after - before, abs=1e-6)
@@ -142,11 +128,7 @@ def test_a_users_mistake_is_one_sentence(runs, root, tmp_path, capsys):
         video_study.main([str(runs["none"]), "--limit", "0"])
     with pytest.raises(SystemExit, match="is not the folder of a run"):
         video_study.main([str(tmp_path)])
-    aside = shutil.move(root, tmp_path / "aside")
-    try:
+    with gone(root):
         (root / "frames").mkdir(parents=True)
         with pytest.raises(SystemExit, match="holds something else than toy data"):
             video_study.main([str(runs["none"])])
-    finally:
-        shutil.rmtree(root)
-        shutil.move(aside, root)

@@ -3,55 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from recipes import SMALL_BLOCK
 from tinydomain.helpers import assert_same, read
+from training_tools import block_weights, call_tool, quick_toys, trained
 from videomae_reference import pretraining_state, write
 
-from frozenllm.core.training import RunResult, compose_config, evaluate, train
+from frozenllm.core.training import RunResult, compose_config, evaluate
 from frozenllm.video import train as tool
 from frozenllm.video.data import toy_frames
 from frozenllm.video.predictor import load_predictor
 from frozenllm.video.sampling import SegmentSampling
 
-ROOT = Path(__file__).parents[2]
 TINY = ["+model.hidden_size=16", "+model.num_attention_heads=1", "+model.num_hidden_layers=1"]
 FAST = ["data.batch_size=4", "model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=1"]
 FAST += ["runtime.console=false", "schedule.epochs=1", "schedule.warmup_epochs=0", "runtime.val_interval=1"]
 
 
-def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "train_video.py"), *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def run(*overrides: str) -> RunResult:
-    threads = torch.get_num_threads()
-    try:
-        return train(compose_config(tool.CONFIG, [*overrides, "runtime.console=false"]))
-    finally:
-        torch.set_num_threads(threads)
-
-
+run = partial(trained, tool.CONFIG)
 SMALL_TOY = ["+data.toy.train_videos=24", "+data.toy.val_videos=8"]
 
 
 def test_tool_trains_resumes_and_evaluates(tmp_path: Path, toy_frames_root: Path) -> None:
     common = ["recipe=moving_digits", f"data.root={toy_frames_root}", *SMALL_TOY, "name=it", *FAST]
-    first = call(*common, "runtime.stop_after=4", cwd=tmp_path)
+    first = call_tool("video", *common, "runtime.stop_after=4", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     folder = tmp_path / "runs" / "moving_digits" / "it"
     summary = json.loads((folder / "summary.json").read_text())
@@ -62,7 +43,7 @@ def test_tool_trains_resumes_and_evaluates(tmp_path: Path, toy_frames_root: Path
     cfg = compose_config(tool.CONFIG, [*common, f"runs={tmp_path / 'runs'}", "split=test"])
     assert evaluate(cfg)["accuracy/top1"] == resumed.test["accuracy/top1"]
     state = read(folder / "checkpoints" / "last.pt")["state_dict"]
-    assert not [name for name in state if "llm.block" in name and not name.endswith("_extra_state")]
+    assert not block_weights(state)
 
 
 def test_tool_says_what_is_wrong_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -75,9 +56,8 @@ def test_tool_says_what_is_wrong_in_one_sentence(tmp_path: Path, capsys: pytest.
     assert "/no/such" in line
 
 
-SPEC = "{hidden_size: 32, num_heads: 2, num_kv_heads: 2, head_dim: 16, intermediate_size: 48}"
 PAPER = [
-    "recipe=ssv2_vit_small_llama", "llm.kind=random", f"+llm.spec={SPEC}", "llm.dtype=null",
+    "recipe=ssv2_vit_small_llama", *SMALL_BLOCK,
     "data.num_classes=4", "data.size=24", "data.num_frames=4", "data.batch_size=4", "data.val_batch_size=12",
     "model.image_size=24", "model.num_frames=4", "+model.patch_size=8", "+model.hidden_size=64",
     "+model.num_attention_heads=1", "+model.intermediate_size=256", "+model.num_hidden_layers=2",
@@ -157,17 +137,8 @@ def test_shuffled_frames_are_at_chance(learned: tuple[RunResult, Path]) -> None:
 
 
 def test_toy_prints_both_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.chdir(tmp_path)
-    seen: dict[str, Any] = {}
-    compare = tool.compare
-
-    def shorter(config: str, arms: Any, overrides: list[str]) -> Any:
-        seen.update(arms=arms, overrides=overrides)
-        (tmp_path / "data").mkdir(exist_ok=True)
-        toy = [f"data.root={tmp_path / 'data'}", *SMALL_TOY]
-        return compare(config, arms, overrides=[*overrides, *FAST, *toy])
-
-    monkeypatch.setattr(tool, "compare", shorter)
+    (tmp_path / "data").mkdir()
+    seen = quick_toys(monkeypatch, tmp_path, *FAST, f"data.root={tmp_path / 'data'}", *SMALL_TOY)
     tool.main([])
     printed = capsys.readouterr().out
     assert "host alone" in printed

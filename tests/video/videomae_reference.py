@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from official_llama import llama_state
+from official_llama import attend, llama_forward, llama_state
 from torch import Tensor
 
 WIDTH, DEPTH, CLASSES = 64, 2, 7
@@ -90,14 +90,6 @@ def linear(x: Tensor, s: State, name: str) -> Tensor:
     return F.linear(x, s[f"{name}.weight"], s.get(f"{name}.bias"))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Softmax over all tokens; q, k, v (B, N, width) -> (B, N, width)."""
-    batch, length, _ = q.shape
-    q, k, v = (t.view(batch, length, heads, -1).transpose(1, 2) for t in (q, k, v))
-    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
-    return (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, -1)
-
-
 def run_blocks(x: Tensor, s: State, prefix: str, depth: int, heads: int) -> Tensor:
     for i in range(depth):
         b = f"{prefix}blocks.{i}"
@@ -116,22 +108,9 @@ def embed(clips: Tensor, s: State, prefix: str = "") -> Tensor:
     return x + sinusoids(x.shape[1], WIDTH)
 
 
-def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * gain
-
-
 def classify(s: State, clips: Tensor, heads: int = WIDTH // 64) -> Tensor:
     """Blocks, mapper, LLaMA block without positions or mask, RMSNorm, mapper, mean, norm, head."""
-    x = run_blocks(embed(clips, s), s, "", DEPTH, heads)
-    if "llama_dim_mapper1.weight" in s:
-        h, p = linear(x, s, "llama_dim_mapper1"), "llama.layers.0"
-        y = rms_norm(h, s[f"{p}.attention_norm.weight"])
-        q, k, v = (linear(y, s, f"{p}.attention.{w}") for w in ("wq", "wk", "wv"))
-        h = h + linear(attend(q, k, v, LLM_HEADS), s, f"{p}.attention.wo")
-        y = rms_norm(h, s[f"{p}.ffn_norm.weight"])
-        inner = F.silu(linear(y, s, f"{p}.feed_forward.w1")) * linear(y, s, f"{p}.feed_forward.w3")
-        h = h + linear(inner, s, f"{p}.feed_forward.w2")
-        x = linear(rms_norm(h, s["llama.norm.weight"]), s, "llama_dim_mapper2")
+    x = llama_forward(s, run_blocks(embed(clips, s), s, "", DEPTH, heads), LLM_HEADS)
     return linear(layer_norm(x.mean(1), s, "fc_norm"), s, "head")
 
 

@@ -155,7 +155,7 @@ def test_a_frozen_host_trains_its_adapters_alone(tmp_path: Path, digits_root: Pa
         build_model(compose_config(CONFIG, [f"model.host={Path(result.run_dir) / 'checkpoints' / 'last.pt'}"]))
 
 
-def test_a_host_of_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_of_timms(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """``timm:<name>`` asks timm for pretrained weights; here they are made up, since there is no network."""
     import timm
 
@@ -166,12 +166,16 @@ def test_a_host_of_timms(monkeypatch: pytest.MonkeyPatch) -> None:
         if name != "deit_small":
             return create(name, **options)
         asked.append(options)
-        return create(
-            "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=10
-        )
+        sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 10}
+        return create(variant, **sizes)
 
+    variant = "deit_small_patch16_224.fb_in1k"
     monkeypatch.setattr(timm, "create_model", pretrained)
     cfg = compose_config(CONFIG, ["model.host=timm:deit_small", "model.depth=1", "model.embed_dim=16"])
     model = build_model(cfg)
     assert asked == [{"pretrained": True}]
     assert model.llm is not None
+    assert "was trained on images of mean" not in caplog.text
+    variant = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"  # which saw other statistics than ImageNet's
+    build_model(cfg)
+    assert "timm:deit_small was trained on images of mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5)" in caplog.text

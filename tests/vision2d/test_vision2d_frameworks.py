@@ -187,6 +187,19 @@ def test_trainer_trains_saves_and_resumes(tmp_path: Path, classifier: Any) -> No
         torch.testing.assert_close(resumed.eval()(images).logits, wanted)
 
 
+def test_trainer_accumulates_gradients_as_one_large_batch(tmp_path: Path, classifier: Any) -> None:
+    heads = []
+    for batch, accumulate in ((20, 1), (5, 4)):
+        model = classifier.from_vit(build())
+        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulate}
+        options |= {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+        runner = trainer(model, tmp_path / str(batch), max_steps=1, save_strategy="no", **options)
+        loss = runner.train().training_loss
+        assert loss == pytest.approx(1.6, abs=0.3)  # near ln 5, and not four times that
+        heads.append(model.vit.head.weight.detach().clone())
+    torch.testing.assert_close(heads[0], heads[1], atol=1e-6, rtol=1e-5)
+
+
 def test_trainer_with_soft_labels_and_checkpointed_activations(tmp_path: Path, classifier: Any) -> None:
     model = classifier.from_vit(build())
     images, labels = torch.randn(3, 3, 16, 16), torch.tensor([0, 3, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,7 +171,7 @@ def test_last_normalised_intermediate_is_forward_features() -> None:
     torch.testing.assert_close(torch.cat([prefix, tokens], 1), model.forward_features(images()), rtol=1e-4, atol=1e-5)
 
 
-def test_feature_extraction_and_pruning() -> None:
+def test_feature_extraction_and_pruning(tmp_path: Path) -> None:
     features = make(features_only=True, out_indices=(0, 2))
     assert [tuple(f.shape) for f in features(images())] == [(2, 24, 4, 4)] * 2
     model = make(llm_position="middle")
@@ -182,6 +183,8 @@ def test_feature_extraction_and_pruning() -> None:
     tail = make()
     tail.prune_intermediate_layers([1])
     assert tail.llm is None
+    tail.save_pretrained(tmp_path)
+    assert torch.equal(FrozenLLMViT.from_pretrained(tmp_path).eval()(images()), tail.eval()(images()))
 
 
 def test_classifier_input_size_and_data_config() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from official_llama import llama_state
+from bomb import Bomb
+from official_llama import FAULTS as LLAMA_FAULTS
+from official_llama import attend, drop, llama_forward, llama_state, put
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -68,18 +69,6 @@ def write(path: Path, state: State, **beside: Any) -> Path:
     return path
 
 
-def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * gain
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Softmax over all tokens; q, k, v (B, N, width) -> (B, N, width)."""
-    batch, length, _ = q.shape
-    q, k, v = (t.view(batch, length, heads, -1).transpose(1, 2) for t in (q, k, v))
-    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
-    return (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, -1)
-
-
 def official_forward(state: State, images: Tensor, host_heads: int = WIDTH // 64) -> Tensor:
     """The official model: blocks, mapper, LLaMA block without positions or mask, RMSNorm, mapper, norm, class token."""
     s = state
@@ -98,16 +87,7 @@ def official_forward(state: State, images: Tensor, host_heads: int = WIDTH // 64
         q, k, v = linear(layer_norm(x, f"{b}.norm1"), f"{b}.attn.qkv").chunk(3, dim=-1)
         x = x + linear(attend(q, k, v, host_heads), f"{b}.attn.proj")
         x = x + linear(F.gelu(linear(layer_norm(x, f"{b}.norm2"), f"{b}.mlp.fc1")), f"{b}.mlp.fc2")
-    if "llama_dim_mapper1.weight" in s:
-        h, p = linear(x, "llama_dim_mapper1"), "llama.layers.0"
-        y = rms_norm(h, s[f"{p}.attention_norm.weight"])
-        q, k, v = (linear(y, f"{p}.attention.{w}") for w in ("wq", "wk", "wv"))
-        h = h + linear(attend(q, k, v, LLM_HEADS), f"{p}.attention.wo")
-        y = rms_norm(h, s[f"{p}.ffn_norm.weight"])
-        h = h + linear(
-            F.silu(linear(y, f"{p}.feed_forward.w1")) * linear(y, f"{p}.feed_forward.w3"), f"{p}.feed_forward.w2"
-        )
-        x = linear(rms_norm(h, s["llama.norm.weight"]), "llama_dim_mapper2")
+    x = llama_forward(s, x, LLM_HEADS)
     return linear(layer_norm(x, "norm")[:, 0], "head")
 
 
@@ -194,29 +174,15 @@ def test_same_hash_as_the_layer_from_elsewhere(tmp_path: Path) -> None:
     assert [b.record.source for _, b in llm_blocks(model)] == [str(tmp_path / "a.pth")]
 
 
-def drop(name: str) -> Callable[[State], None]:
-    return lambda state: state.__delitem__(name)
-
-
-def put(name: str, *shape: int) -> Callable[[State], None]:
-    return lambda state: state.__setitem__(name, torch.ones(shape))
-
-
-FAULTS: dict[str, tuple[Callable[[State], None], str]] = {
+FAULTS = LLAMA_FAULTS | {
     "host tensor missing": (drop("blocks.1.norm2.bias"), r"missing blocks\.1\.norm2\.bias"),
     "no patches": (drop("patch_embed.proj.weight"), r"patch_embed\.proj\.weight is missing"),
     "host tensor unexpected": (put("dist_token", 1, 1, WIDTH), r"unexpected dist_token"),
     "host tensor misshapen": (put("blocks.0.mlp.fc2.weight", WIDTH, 7), r"another shape blocks\.0\.mlp\.fc2\.weight"),
     "position embedding flat": (put("pos_embed", 10, WIDTH), r"pos_embed has the shape"),
     "image not square": (put("pos_embed", 1, 8, WIDTH), r"7 patches.*square"),
-    "block tensor missing": (drop("llama.layers.0.feed_forward.w3.weight"), r"feed_forward\.w3\.weight is missing"),
     "block tensor unexpected": (put("llama.layers.0.attention.wq.bias", LLM_WIDTH), r"also holds .*wq\.bias"),
-    "block tensor misshapen": (put("llama.layers.0.attention.wo.weight", 3, 3), r"wo\.weight has the shape \(3, 3\)"),
     "block tensor flat": (put("llama.layers.0.attention.wk.weight", 64), r"wk\.weight has the shape \(64,\)"),
-    "output norm missing": (drop("llama.norm.weight"), r"llama\.norm\.weight is missing"),
-    "more of the language model": (put("llama.output.weight", 5, LLM_WIDTH), r"also holds llama\.output\.weight"),
-    "adapter missing": (drop("llama_dim_mapper2.weight"), r"no llama_dim_mapper2\.weight"),
-    "adapter misshapen": (put("llama_dim_mapper1.weight", LLM_WIDTH, 9), r"another shape llm\.adapter_in\.weight"),
 }
 
 
@@ -229,16 +195,6 @@ def test_faults_are_one_sentence(tmp_path: Path, fault: str) -> None:
         load_official_checkpoint(write(tmp_path / "broken.pth", state), llm_heads=LLM_HEADS)
     assert "broken.pth" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-class Malicious:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 def test_other_faults(tmp_path: Path) -> None:
@@ -254,10 +210,10 @@ def test_other_faults(tmp_path: Path) -> None:
     torch.save({"model": {"epoch": 3}}, tmp_path / "empty.pth")
     with pytest.raises(ValueError, match=r"empty\.pth: holds no model"):
         load_official_checkpoint(tmp_path / "empty.pth")
-    write(tmp_path / "evil.pth", official_state(), extra=Malicious(tmp_path / "ran"))
+    write(tmp_path / "evil.pth", official_state(), extra=Bomb(tmp_path / "ran"))
     with pytest.raises(ValueError, match=r"evil\.pth: refused.*could run code"):
         load_official_checkpoint(tmp_path / "evil.pth")
-    torch.save(Malicious(tmp_path / "ran"), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save(Bomb(tmp_path / "ran"), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     with pytest.warns(UserWarning, match="torch 1.6"), pytest.raises(ValueError, match=r"old\.pth"):
         load_official_checkpoint(tmp_path / "old.pth")
     assert not (tmp_path / "ran").exists()
@@ -307,6 +263,8 @@ def test_hosts_that_do_not_fit(tmp_path: Path) -> None:
         ({"embed_dim": 32}, r"of another shape"),
         ({"num_classes": 0}, r"missing head"),
         ({"init_values": 1.0}, r"unexpected blocks\.0\.ls1"),
+        ({"num_heads": 4}, r"attn\.num_heads of its blocks is 4, the model's is 2"),  # weights of the same shapes
+        ({"act_layer": "quick_gelu"}, r"mlp\.act of its blocks is QuickGELU, the model's is GELU"),
     ):
         with pytest.raises(ValueError, match=message):
             load_host_checkpoint(model, plain(**options))
@@ -323,6 +281,27 @@ def test_host_with_another_head_or_resolution(caplog: pytest.LogCaptureFixture) 
     assert "resampled from 65 tokens" in caplog.text
     assert "llm.adapter_in.weight" in caplog.text
     assert torch.equal(model.blocks[1].mlp.fc1.weight, host.blocks[1].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [((7, 28), (7, 28)), ((7, 28), (14, 14)), ((4, 16), (14, 14)), ((4, 8), (8, 4))]
+)
+def test_positions_of_a_model_that_is_no_square(theirs: tuple[int, int], ours: tuple[int, int]) -> None:
+    def of(kind: Any, grid: tuple[int, int]) -> Any:
+        return kind(img_size=tuple(4 * side for side in grid))
+
+    host, model = of(plain, theirs), of(small, ours)
+    # A registered variant's config says 224 pixels, a grid of 14 x 14 with its patches, whatever it was built with.
+    model.pretrained_cfg = {"input_size": (3, 56, 56)}
+    load_host_checkpoint(model, host)
+    assert torch.equal(model.pos_embed[:, :1], host.pos_embed[:, :1])
+    picture = host.pos_embed[0, 1:].detach().T.reshape(1, 24, *theirs)
+    wanted = F.interpolate(picture, size=ours, mode="bicubic", antialias=True) if theirs != ours else picture
+    torch.testing.assert_close(model.pos_embed[0, 1:].T.reshape(1, 24, *ours), wanted)
+    if theirs == ours:
+        images = torch.randn(2, 3, 4 * ours[0], 4 * ours[1])
+        model.llm = None
+        assert torch.equal(model.eval()(images), host.eval()(images))
 
 
 def test_registered_variant_takes_timm_weights() -> None:

@@ -158,7 +158,12 @@ def test_damaged_tars(tmp_path: Path) -> None:
     empty = tmp_path / "empty.tar"
     with tarfile.open(empty, "w") as archive:
         add(archive, "a.png", png(0))
+    long = tmp_path / "long.tar"
+    header, record = tarfile.TarInfo("pax"), b"99999999999999999999 a=b\n"  # a length beyond what an index can be
+    header.type, header.size = tarfile.XHDTYPE, len(record)
+    long.write_bytes(header.tobuf() + record.ljust(512, b"\0") + content)
     for path, words in [
+        (long, "long.tar cannot be read as an uncompressed tar file: it is damaged"),
         (cut, "cut.tar cannot be read as an uncompressed tar file: it is cut short"),
         (packed, "packed.tar cannot be read as an uncompressed tar file: it is damaged, or compressed"),
         (empty, "empty.tar holds no images named <folder>/<class>/<file>"),

@@ -182,6 +182,27 @@ def test_broken_images_by_policy(
     assert "Not one image of the evaluated set could be read" in message
 
 
+def test_a_set_that_has_become_whole_is_evaluated_again(run: Path, tmp_path: Path) -> None:
+    data, wnids = tmp_path / "in-a", classes("imagenet_a")
+    picture = noise(np.random.default_rng(0))
+
+    def fill(some: tuple[str, ...]) -> None:
+        for wnid in some:
+            (data / wnid).mkdir(parents=True)
+            picture.save(data / wnid / "a.png")
+
+    fill(wnids[:3])
+    argv = arguments(run, {"imagenet_a": data}, tmp_path / "out", "sets=[imagenet_a]", "batch_size=100")
+    main(argv)
+    assert figures(tmp_path / "out")["sets"]["imagenet_a"]["missing_classes"] == 197
+    fill(wnids[3:])
+    main([*argv, "partial=false"])
+    entry = figures(tmp_path / "out")["sets"]["imagenet_a"]
+    assert (entry["images"], entry["missing_classes"]) == (200, 0)
+    assert entry["top1"] == 0.5  # one picture, under all classes
+    assert "PARTIAL" not in (tmp_path / "out" / "table.txt").read_text()
+
+
 def test_results_go_to_the_runs_folder(run: Path, family: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     argv = [a for a in arguments(run, family, Path()) if not a.startswith(("out=", "runtime.console"))]
     main([*argv, "sets=[imagenet]"])

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import html
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from processes import call as run_command
+from training_tools import block_weights, call_tool, quick_toys
 
 from frozenllm.core.analysis.study import read_study
 from frozenllm.core.training import compose_config, evaluate, train
 from frozenllm.vision2d import demo, demo_text
 from frozenllm.vision2d import train as tool
 
-ROOT = Path(__file__).parents[2]
 FAST = [
     "data.batch_size=16",
     "model.depth=1",
@@ -31,8 +29,7 @@ FAST = [
 FAST += ["schedule.warmup_epochs=0"]
 
 
-def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return run_command([sys.executable, str(ROOT / "tools" / "train_vision2d.py"), *arguments], cwd)
+call = partial(call_tool, "vision2d")
 
 
 def test_tool_trains_resumes_and_evaluates(tmp_path: Path, digits_root: Path) -> None:
@@ -52,7 +49,7 @@ def test_tool_trains_resumes_and_evaluates(tmp_path: Path, digits_root: Path) ->
     figures = json.loads((folder / "evaluation.jsonl").read_text().splitlines()[-1])
     assert 0 <= figures["accuracy/top1"] <= figures["accuracy/top5"] <= 100
     state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["state_dict"]
-    assert not [name for name in state if "llm.block" in name and not name.endswith("_extra_state")]
+    assert not block_weights(state)
 
 
 def test_tool_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
@@ -104,15 +101,7 @@ def test_imagenet_recipe_trains_on_a_family_in_its_layout(tmp_path: Path, digits
 
 
 def test_toy_prints_both_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.chdir(tmp_path)
-    seen: dict[str, Any] = {}
-    compare = tool.compare
-
-    def shorter(config: str, arms: Any, overrides: list[str]) -> Any:
-        seen.update(arms=arms, overrides=overrides)
-        return compare(config, arms, overrides=[*overrides, *FAST])
-
-    monkeypatch.setattr(tool, "compare", shorter)
+    seen = quick_toys(monkeypatch, tmp_path, *FAST)
     tool.main([])
     printed = capsys.readouterr().out
     assert "host alone" in printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,14 @@ def flickr_root(cache_home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rooms_root(cache_home: Path) -> Path:
+def scenes_extra() -> None:
+    """Skips without the extra ``[scenes]``."""
+    if any(importlib.util.find_spec(name) is None for name in ("frozenllm.pointcloud", "mmdet3d", "plyfile")):
+        pytest.skip("needs the extra [scenes]")
+
+
+@pytest.fixture(scope="session")
+def rooms_root(cache_home: Path, scenes_extra: None) -> Path:
     """Toy rooms in SQA3D's and ScanNet's files, and prepared."""
     return write_rooms(cache_home / "rooms", train=8, val=4, test=2, per_room=24)
 

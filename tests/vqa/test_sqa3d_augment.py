@@ -129,7 +129,7 @@ def test_draws_stay_in_range_and_follow_the_seed() -> None:
     np.testing.assert_array_equal(Augmentation().draw().matrix, moves[0].matrix)
     still = Augmentation(flip=False, degrees=0, metres=0).draw()
     np.testing.assert_array_equal(still.points(np.ones((1, 3))), np.ones((1, 3)))
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match=r"(degrees|metres) must be a number from 0"):
         Augmentation(degrees=-1)
 
 

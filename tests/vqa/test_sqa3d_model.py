@@ -19,6 +19,7 @@ from frozenllm.vqa.testing import TINY_SQA3D
 
 LLM = {**TINY_LLM, "adapter_init": "default"}
 POINTS = torch.randn(2, 64, 7, generator=torch.Generator().manual_seed(0))
+needs_scenes = pytest.mark.usefixtures("scenes_extra")
 SITUATION, QUESTION = ["I look at the red wall.", "The wall is left."], ["What is left?", "Is the wall red?"]
 
 
@@ -41,6 +42,7 @@ def score_objects(model: SituatedQA, wanted: Tensor) -> None:
     head.forward = forward
 
 
+@needs_scenes
 def test_outputs() -> None:
     out = build(llm=LLM)(POINTS, SITUATION, QUESTION)
     assert out["answers"].shape == (2, 4)
@@ -49,12 +51,14 @@ def test_outputs() -> None:
     assert out["detected"]["sem_scores"].shape == (2, 10, 2)
 
 
+@needs_scenes
 def test_hosts_with_and_without_the_layer_start_equal() -> None:
     alone, changed = build(), dict(build(llm=LLM).named_parameters())
     assert all(torch.equal(p, changed[name]) for name, p in alone.named_parameters())
     assert {name for name in changed if name.startswith("llm.")}
 
 
+@needs_scenes
 @pytest.mark.parametrize("llm", [None, LLM])
 def test_proposals_without_an_object_do_not_leak(llm: Any) -> None:
     model = build(llm=llm)
@@ -70,6 +74,7 @@ def test_proposals_without_an_object_do_not_leak(llm: Any) -> None:
         torch.testing.assert_close(plain[name], changed[name], rtol=1e-5, atol=1e-6)
 
 
+@needs_scenes
 def test_a_scene_without_objects_reads_all_proposals() -> None:
     model = build(llm=LLM).train()
     score_objects(model, torch.zeros(10, dtype=torch.bool))
@@ -79,6 +84,7 @@ def test_a_scene_without_objects_reads_all_proposals() -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@needs_scenes
 def test_the_threshold_counts() -> None:
     scores = {"obj_scores": torch.tensor([[[0.0, 0.1], [0.0, -0.1], [0.0, 2.0]]])}
     detector = build().detector
@@ -87,6 +93,7 @@ def test_the_threshold_counts() -> None:
     assert detector.counts(scores).tolist() == [[False, False, True]]
 
 
+@needs_scenes
 def test_what_blind_models_do_not_see() -> None:
     others = (torch.randn(2, 64, 7), ["I look left.", "What is red?"], ["Is left red?", "What?"])
     for blind, seen in ((None, {0, 1, 2}), ("situation", {0, 2}), ("scene", {1, 2}), ("both", {2})):
@@ -110,6 +117,7 @@ def test_texts() -> None:
     torch.testing.assert_close(tokens[2, 0], unknown[0, 0])
 
 
+@needs_scenes
 def test_transformer_reads_texts(encoders: Any) -> None:
     model = build(text={"kind": "transformer", "source": f"{encoders}/roberta"}, words=None)
     first = model(POINTS, ["What color is the circle?", "I"], QUESTION)["answers"]
@@ -117,6 +125,7 @@ def test_transformer_reads_texts(encoders: Any) -> None:
     torch.testing.assert_close(first[1:], again, rtol=1e-4, atol=1e-5)
 
 
+@needs_scenes
 def test_state_dicts_carry_and_check_words_and_answers() -> None:
     model = build()
     state = model.state_dict()
@@ -128,6 +137,7 @@ def test_state_dicts_carry_and_check_words_and_answers() -> None:
         build(answers=["no", "yes", "red", "2"]).load_state_dict(state)
 
 
+@needs_scenes
 def test_detector_is_mmdet3ds_at_sqa3ds_sizes() -> None:
     config = votenet_config()
     backbone, head = config["backbone"], config["bbox_head"]
@@ -142,6 +152,7 @@ def test_detector_is_mmdet3ds_at_sqa3ds_sizes() -> None:
     assert (detector.width, detector.num_classes) == (128, 18)
 
 
+@needs_scenes
 def test_losses_are_ten_times_sqa3ds_weighted_sum() -> None:
     """Votes, objectness, boxes and classes from their definitions; mmdet3d's weights have the factor of 10."""
     detector = build().detector.train()
@@ -195,6 +206,7 @@ def test_losses_are_ten_times_sqa3ds_weighted_sum() -> None:
     torch.testing.assert_close(sum(losses.values()), wanted, rtol=1e-3, atol=1e-3)
 
 
+@needs_scenes
 def test_a_shifted_scene_gets_the_same_answers() -> None:
     """Without boxes, tokens know no absolute places: SQA3D's host answers alike wherever the scene's origin is."""
     points = (POINTS * 64).round() / 64  # so that shifted coordinates are exact
@@ -209,6 +221,7 @@ def test_a_shifted_scene_gets_the_same_answers() -> None:
     )
 
 
+@needs_scenes
 @pytest.mark.parametrize(("options", "words"), [
     ({"blind": "ears"}, "model.blind must be"), ({"blind": "scene", "llm": "bundled"}, "use llm=none"),
     ({"text": {"kind": "gru"}}, "lstm or transformer"), ({"text": {"kind": "transformer"}}, "model.text.source"),
@@ -228,8 +241,12 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImportError, match=r"pip install 'frozenllm-vqa\[scenes\]'"):
         build()
     build(blind="both")  # needs none of it
+    monkeypatch.setitem(sys.modules, "mmdet3d", None)
+    with pytest.raises(ImportError, match=r"mmdet3d is missing .* pip install 'frozenllm-vqa\[scenes\]'"):
+        votenet_config()  # and does not install it
 
 
+@needs_scenes
 def test_points_of_another_width() -> None:
     with pytest.raises(ValueError, match=r"\(batch, points, 7\), not \(2, 64, 4\)"):
         build()(POINTS[..., :4], SITUATION, QUESTION)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from recipes import SMALL_BLOCK, names
+from recipes import SMALL_BLOCK, names, sweep, toy_line
 
 from frozenllm.core import FrozenLLMLayer
 from frozenllm.core.training import build_model, compose_config, param_groups
@@ -37,6 +35,7 @@ def test_all_of_the_papers_rows_are_there() -> None:
     assert files("ablation") == ["blind_sqa3d", "capacity_sqa3d"]
 
 
+@pytest.mark.usefixtures("scenes_extra")
 @pytest.mark.parametrize("recipe", files("recipe"))
 def test_recipe_builds_at_its_own_widths_on_the_meta_device(recipe: str) -> None:
     cfg = compose(f"recipe={recipe}")
@@ -87,6 +86,7 @@ def test_the_rate_falls_after_epochs_10_15_and_20() -> None:
     assert (schedule["milestones"], schedule["gamma"], schedule["per_epoch"]) == ([10, 15, 20], 0.1, True)
 
 
+@pytest.mark.usefixtures("scenes_extra")
 def test_learning_rates_of_the_parts() -> None:
     cfg = compose("recipe=sqa3d_llama")
     with torch.device("meta"):
@@ -99,21 +99,18 @@ def test_learning_rates_of_the_parts() -> None:
     assert rate["llm.adapter_in.weight"] == pytest.approx(0.4)
 
 
+@pytest.mark.usefixtures("scenes_extra")
 @pytest.mark.parametrize("ablation", files("ablation"))
 def test_ablation_jobs_build(ablation: str) -> None:
-    text = (resources.files(CONFIG) / "ablation" / f"{ablation}.yaml").read_text()
-    content = OmegaConf.create(text)
-    assert content.name == ablation
-    assert "# Toy data: " in text
-    parser = OverridesParser.create()
-    for key, values in content.hydra.sweeper.params.items():
-        if key == "llm.source":
-            continue
-        for value in parser.parse_override(f"{key}={values}").value().list:
-            value = "null" if value is None else value
-            overrides = [f"ablation={ablation}", f"{key}={value}"]
-            with torch.device("meta"):
-                assert isinstance(build_model(compose(*overrides, *small(compose(*overrides)))), SituatedQA)
+    many = sweep(CONFIG, ablation)
+    assert len(many) > 1
+    for job in many:
+        cfg = compose(*job)
+        assert cfg.name == ablation
+        with torch.device("meta"):
+            assert isinstance(build_model(compose(*job, *small(cfg))), SituatedQA)
+    for job in sweep(CONFIG, ablation, *toy_line(CONFIG, ablation)):
+        assert compose(*job).recipe == "toy_sqa3d"
 
 
 def test_task_chooses_the_recipe() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plyfile
 import pytest
 from scipy.spatial.transform import Rotation
 
@@ -28,6 +27,7 @@ TURN = Rotation.from_euler("z", 90, degrees=True)
 
 def write_scan(folder: Path, vertices: np.ndarray | None = None, faces: list[list[int]] | None = None) -> Path:
     """A scan by hand: a floor triangle, a chair (two segments) and a board; alignment is a quarter turn and a shift."""
+    plyfile = pytest.importorskip("plyfile", reason="needs the extra [scenes]")
     scan = folder / SCAN
     scan.mkdir(parents=True)
     if vertices is None:

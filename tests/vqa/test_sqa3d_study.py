@@ -10,9 +10,10 @@ import torch
 
 pytest.importorskip("mmdet3d", reason="needs the extra [scenes]")
 
+from studies import short_runs
+
 from frozenllm.core.analysis.study import read_study
 from frozenllm.core.study import HOST, LAYER
-from frozenllm.core.training import compose_config, train
 from frozenllm.vqa import study as vqa_study
 from frozenllm.vqa.scenes.asked import asked_about, inside
 from frozenllm.vqa.scenes.classes import CLASSES
@@ -59,11 +60,9 @@ def test_a_box_lies_in_another_by_its_middle():
 
 @pytest.mark.parametrize("arm", ["none", "bundled"])
 def test_the_study_of_a_short_run(arm, tmp_path: Path, rooms_root: Path, capsys):
-    threads = torch.get_num_threads()
-    wanted = ["recipe=toy_sqa3d", f"llm={arm}", f"data.root={rooms_root}", f"runs={tmp_path}", "data.batch_size=4"]
-    wanted += ["runtime.stop_after=4", "runtime.console=false", "runtime.device=cpu", "runtime.workers=0"]
-    run = Path(train(compose_config(CONFIG, wanted)).run_dir)
-    torch.set_num_threads(threads)
+    wanted = ["recipe=toy_sqa3d", f"data.root={rooms_root}", f"runs={tmp_path}", "data.batch_size=4"]
+    wanted += ["runtime.device=cpu", "runtime.workers=0"]
+    run = short_runs(CONFIG, wanted, [arm])[arm]
     try:
         vqa_study.main([str(run), "--limit", "24", "--samples", "2"])
     except SystemExit as error:  # four steps may leave no proposal on an object

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from training_tools import block_weights, quick_toys
 
-from frozenllm.core.training import compose_config, evaluate, train
+from frozenllm.core.training import HOST_AND_LAYER, compose_config, evaluate, train
 from frozenllm.vqa import train as tool
 from frozenllm.vqa.runs import load_run
 from frozenllm.vqa.scenes.files import sqa3d_questions
@@ -40,7 +40,7 @@ def test_trains_resumes_and_evaluates(run: list[str], rooms_root: Path, tmp_path
         torch.load(Path(r.run_dir) / "checkpoints" / "last.pt", weights_only=True)["state_dict"] for r in (again, whole)
     ]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
-    assert not [name for name in states[0] if ".block." in name and not name.endswith("_extra_state")]
+    assert not block_weights(states[0])
     assert evaluate(compose_config(tool.CONFIG, run))["sqa3d/em@1"] == again.metrics["sqa3d/em@1"]
     lines = [json.loads(line) for line in (Path(again.run_dir) / "metrics.jsonl").read_text().splitlines()]
     logged = {key for line in lines if line["kind"] == "train" for key in line}
@@ -82,19 +82,9 @@ def test_toy_prints_all_arms(
     rooms_root: Path, tiny_rooms: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    seen: dict[str, Any] = {}
-    compare = tool.compare
-
-    def shorter(config: str, arms: Any, overrides: list[str]) -> Any:
-        seen["arms"] = dict(arms)
-        return compare(
-            config, arms, overrides=[*overrides, f"data.root={rooms_root}", *tiny_rooms, "schedule.epochs=1"]
-        )
-
-    monkeypatch.setattr(tool, "compare", shorter)
+    seen = quick_toys(monkeypatch, tmp_path, f"data.root={rooms_root}", *tiny_rooms, "schedule.epochs=1")
     tool.main(["task=sqa3d"])
     printed = capsys.readouterr().out
     assert all(arm in printed for arm in seen["arms"])
-    assert {tool.HOST, tool.LAYER} < set(seen["arms"])
+    assert HOST_AND_LAYER.keys() < seen["arms"].keys()
     assert tool.TOYS["sqa3d"].note in printed

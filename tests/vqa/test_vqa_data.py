@@ -12,13 +12,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from frozenllm.core.training import UNREADABLE, BrokenSample
+from frozenllm.core.training import UNREADABLE, BrokenSample, compose_config, train
 from frozenllm.vqa.answers import find_answers
 from frozenllm.vqa.data import answers_of, flickr30k, flickr30k_images, held_out_images, vqav2, vqav2_records
 from frozenllm.vqa.images import MEAN, STD, clip_transform
 from frozenllm.vqa.tasks import DrawMatches
 from frozenllm.vqa.text import TextTokens, collate
 from frozenllm.vqa.toy.scenes import SIZE
+from frozenllm.vqa.train import CONFIG
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_damaged_images(vqa_root: Path, tmp_path: Path, options: dict[str, Any],
 @pytest.mark.parametrize(("change", "words"), [
     ({"root": None}, r"give data\.root="), ({"root": "/no/such"}, "/no/such does not exist"),
     ({"part": "dev"}, "part must be"), ({"protocol": "mine"}, "protocol must be honest or meter"),
-    ({"format": "h5"}, "format must be json or arrow"), ({"held_out": 0}, "held_out must be positive"),
+    ({"format": "h5"}, "format must be json or arrow"), ({"held_out": 0}, "held_out must be a whole number"),
     ({"format": "arrow"}, r"METER's arrow files"),
 ])  # fmt: skip
 def test_wrong_options_give_one_sentence(vqa_root: Path, change: dict[str, Any], words: str) -> None:
@@ -187,33 +188,40 @@ def write_arrow(path: Path, rows: dict[str, list[Any]]) -> None:
         writer.write_table(table)
 
 
-def test_meters_arrow_files(vqa_root: Path, flickr_root: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    """The same questions out of METER's files, with the vocabulary that the files imply."""
-    names = ["no", "yes", "red"]
+NAMES = ["no", "yes", "red"]
+
+
+def write_vqa_arrows(vqa_root: Path, folder: Path) -> None:
+    """Toy questions with an answer of `NAMES` as METER's ``vqav2_train.arrow`` and ``vqav2_val.arrow``."""
     for part, subset in (("train", "train2014"), ("val", "val2014")):
         by_image: dict[int, list[Any]] = {}
         for record in vqav2_records(str(vqa_root), part, held_out=None):
-            if record.majority in names:
+            if record.majority in NAMES:
                 by_image.setdefault(record.image_id, []).append(record)
         images = list(by_image)
         file = lambda i, subset=subset: vqa_root / subset / f"COCO_{subset}_{i:012d}.jpg"  # noqa: E731
         write_arrow(
-            tmp_path / f"vqav2_{part}.arrow",
+            folder / f"vqav2_{part}.arrow",
             {
                 "image": [file(i).read_bytes() for i in images],
                 "questions": [[r.question for r in by_image[i]] for i in images],
                 "answers": [[[r.majority] for r in by_image[i]] for i in images],
-                "answer_labels": [[[names.index(r.majority)] for r in by_image[i]] for i in images],
+                "answer_labels": [[[NAMES.index(r.majority)] for r in by_image[i]] for i in images],
                 "answer_scores": [[[0.9] for _ in by_image[i]] for i in images],
                 "image_id": images,
                 "question_id": [[r.question_id for r in by_image[i]] for i in images],
                 "split": [part] * len(images),
             },
         )
+
+
+def test_meters_arrow_files(vqa_root: Path, flickr_root: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    """The same questions out of METER's files, with the vocabulary that the files imply."""
+    write_vqa_arrows(vqa_root, tmp_path)
     answers = {"root": str(tmp_path), "format": "arrow"}
-    assert answers_of(**answers) == tuple(names)
+    assert answers_of(**answers) == tuple(NAMES)
     data = vqav2(str(tmp_path), "val", answers=answers, format="arrow", protocol="meter", **options)
-    from_json = vqav2(str(vqa_root), "val", answers=names, held_out=None, **options)
+    from_json = vqav2(str(vqa_root), "val", answers=NAMES, held_out=None, **options)
     places = {record.question_id: i for i, record in enumerate(from_json.records)}
     for index in (0, len(data) - 1):
         record = data.records[index]
@@ -234,6 +242,19 @@ def test_meters_arrow_files(vqa_root: Path, flickr_root: Path, tmp_path: Path, o
     packed = flickr30k_images(str(tmp_path), "val", format="arrow", protocol="meter")  # METER's val is the test part
     assert [(image.image_id, image.captions) for image in packed] == [(i.image_id, i.captions) for i in images]
     assert packed[0].image.open().tobytes() == images[0].image.open().tobytes()
+
+
+def test_a_run_on_meters_files_is_judged_by_the_soft_score(vqa_root: Path, tmp_path: Path, tiny: list[str]) -> None:
+    """They lack the annotators' answers, which the official accuracy needs: its recipe must not ask for that."""
+    write_vqa_arrows(vqa_root, tmp_path)
+    recipe = ["recipe=toy_vqa", f"data.root={tmp_path}", "data.format=arrow", "data.test=null", "llm=none", *tiny]
+    short = ["data.train.limit=16", "data.val.limit=8", "data.batch_size=8", "schedule.epochs=1"]
+    result = train(compose_config(CONFIG, [*recipe, *short, "schedule.warmup_epochs=0", f"runs={tmp_path}/runs"]))
+    assert set(result.metrics) == {"vqa/soft"}
+    assert result.best is not None
+    assert result.best["metric"] == "vqa/soft"
+    assert compose_config(CONFIG, ["recipe=vqav2"]).best == "vqa/overall"
+    assert compose_config(CONFIG, ["recipe=vqav2_llama", "data.format=arrow"]).best == "vqa/soft"
 
 
 def test_flickr_protocols_and_samples(flickr_root: Path, options: dict[str, Any]) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from studies import TAPS, gone, one, short_runs
 
 from frozenllm.core.analysis import magnitude
 from frozenllm.core.analysis.scores import Scores
 from frozenllm.core.analysis.study import Study, read_study
-from frozenllm.core.study import HOST, LAYER, WEIGHTS, read_studied, validation_data
-from frozenllm.core.training import compose_config, train
+from frozenllm.core.study import HOST, WEIGHTS, read_studied, validation_data
 from frozenllm.vqa import study as vqa_study
 from frozenllm.vqa.runs import ready
 from frozenllm.vqa.toy import write_vqa
@@ -33,22 +32,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, root: Path, tiny: list[str]) -> dict[str, Path]:
     """Two runs of four steps."""
-    folder, threads = tmp_path_factory.mktemp("runs"), torch.get_num_threads()
-    wanted = [*tiny, f"data.root={root}", f"runs={folder}", "data.batch_size=8", "runtime.stop_after=4"]
-    arms = ("none", "bundled")
-    made = [train(compose_config(CONFIG, ["recipe=toy_vqa", f"llm={arm}", *wanted])) for arm in arms]
-    torch.set_num_threads(threads)
-    return dict(zip(arms, (Path(result.run_dir) for result in made), strict=True))
+    wanted = ["recipe=toy_vqa", *tiny, f"data.root={root}", "data.batch_size=8"]
+    return short_runs(CONFIG, [*wanted, f"runs={tmp_path_factory.mktemp('runs')}"])
 
 
 @pytest.fixture(scope="module")
 def found(runs: dict[str, Path]) -> dict[str, Study]:
     return {arm: vqa_study.study(run, samples=3) for arm, run in runs.items()}
-
-
-def one(study: Study, name: str, tap: str, kind: str = "magnitude"):
-    (finding,) = [f for f in study.findings if (f.name, f.tap, f.kind) == (name, tap, kind)]
-    return finding
 
 
 @pytest.mark.parametrize(
@@ -122,8 +112,7 @@ def test_boxes_follow_the_images_crop():
 
 def test_taps_of_the_host_alone_and_of_the_layer(found):
     assert {finding.tap for finding in found["none"].findings} == {HOST}
-    taps = {finding.tap for finding in found["bundled"].findings}
-    assert taps == {HOST, "adapter_in", "attention_residual", "ffn_residual", LAYER, WEIGHTS}
+    assert {finding.tap for finding in found["bundled"].findings} == {*TAPS, WEIGHTS}
 
 
 def test_the_command_prints_and_saves(runs, capsys):
@@ -137,10 +126,6 @@ def test_the_command_prints_and_saves(runs, capsys):
     assert list(again.pictures)
 
 
-def test_other_runs_and_data_that_is_gone_are_one_sentence(runs, root, tmp_path):
-    aside = shutil.move(root, tmp_path / "aside")
-    try:
-        with pytest.raises(SystemExit, match=r"error: The data folder .* does not exist"):
-            vqa_study.main([str(runs["none"])])
-    finally:
-        shutil.move(aside, root)
+def test_data_that_is_gone_is_one_sentence(runs, root):
+    with gone(root), pytest.raises(SystemExit, match=r"error: The data folder .* does not exist"):
+        vqa_study.main([str(runs["none"])])

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from training_tools import block_weights, call_tool, quick_toys
 
-from frozenllm.core.training import compose_config, evaluate, train
+from frozenllm.core.training import HOST_AND_LAYER, compose_config, evaluate, train
 from frozenllm.vqa import train as tool
 from frozenllm.vqa.runs import load_run
 
-ROOT = Path(__file__).parents[2]
-
-
-def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "train_vqa.py"), *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
 
 def test_tool_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
-    done = call("recipe=vqav2", "data.root=/no/such/folder", cwd=tmp_path)  # before CLIP is asked for
+    done = call_tool("vqa", "recipe=vqav2", "data.root=/no/such/folder", cwd=tmp_path)  # before CLIP is asked for
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: The data folder /no/such/folder does not exist")
 
@@ -60,7 +44,7 @@ def test_trains_resumes_evaluates_and_answers_test_questions(tmp_path: Path, vqa
     cfg = compose_config(tool.CONFIG, recipe)
     assert evaluate(cfg)["vqa/overall"] == again.metrics["vqa/overall"]
     state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["state_dict"]
-    assert not [name for name in state if ".block." in name and not name.endswith("_extra_state")]
+    assert not block_weights(state)
     same = [*recipe, "data.answers.min_count=10000", f"data.answers.path={folder}/checkpoints/last.pt"]
     assert evaluate(compose_config(tool.CONFIG, same))["vqa/overall"] == again.metrics["vqa/overall"]
     names = list(load_run(folder / "checkpoints" / "last.pt")[0].answers.names)
@@ -107,22 +91,14 @@ def test_toy_prints_all_arms(
     task: str, vqa_root: Path, flickr_root: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], tmp_path: Path,
 ) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    seen: dict[str, Any] = {}
-    compare = tool.compare
-
-    def shorter(config: str, arms: Any, overrides: list[str]) -> Any:
-        seen["arms"] = dict(arms)
-        root, limit = (vqa_root, 8) if task == "vqa" else (flickr_root, 2)
-        fast = [f"data.root={root}", *tiny, "schedule.epochs=1", "schedule.warmup_epochs=0", "data.batch_size=4"]
-        fast += [f"data.train.limit={limit}", "data.val.limit=5"]
-        fast += ["data.answers.min_count=1", "data.test.limit=4"] if task == "vqa" else []
-        return compare(config, arms, overrides=[*overrides, *fast])
-
-    monkeypatch.setattr(tool, "compare", shorter)
+    root, limit = (vqa_root, 8) if task == "vqa" else (flickr_root, 2)
+    fast = [f"data.root={root}", *tiny, "schedule.epochs=1", "schedule.warmup_epochs=0", "data.batch_size=4"]
+    fast += [f"data.train.limit={limit}", "data.val.limit=5"]
+    fast += ["data.answers.min_count=1", "data.test.limit=4"] if task == "vqa" else []
+    seen = quick_toys(monkeypatch, tmp_path, *fast)
     tool.main([] if task == "vqa" else ["task=retrieval"])
     printed = capsys.readouterr().out
     assert all(arm in printed for arm in seen["arms"])
-    assert {tool.HOST, tool.LAYER} <= set(seen["arms"])
-    assert (tool.BLIND in seen["arms"]) == (task == "vqa")
+    assert HOST_AND_LAYER.keys() <= seen["arms"].keys()
+    assert ("question only (no image)" in seen["arms"]) == (task == "vqa")
     assert tool.TOYS[task].note in printed

@@ -11,6 +11,8 @@ for strategy in ("ddp", "fsdp"):
     common = [*overrides, f"runs={Path(folder)}", f"name={strategy}", f"runtime.strategy={strategy}"]
     train(compose_config(CONFIG, [*common, "runtime.stop_after=8"]))
     train(compose_config(CONFIG, [*common, "resume=true"]))
+    several = [f"name=blocks_{strategy}", "llm.layers=[0,1]", "llm.lora_rank=2"]  # what is trained lies in their parts
+    train(compose_config(CONFIG, [*common, *several]))
 
 # Each process sees other samples, so BatchNorm's statistics drift apart; with dropout and augmentation on top.
 common = [*overrides, f"runs={Path(folder)}", "model.norm=batch", "model.dropout=0.1", "data.train.augment=true"]

@@ -6,20 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from training_tools import trained
 
-from frozenllm.core.training import RunResult, compose_config, train
+from frozenllm.core.training import RunResult
 from tinydomain.train import CONFIG
 
 
 def run(folder: Path, *overrides: str) -> RunResult:
-    """Train in this process; torch's number of threads is put back afterwards."""
-    threads = torch.get_num_threads()
-    try:
-        return train(
-            compose_config(CONFIG, [f"runs={folder}", "runtime.console=false", "runtime.plots=false", *overrides])
-        )
-    finally:
-        torch.set_num_threads(threads)
+    """Train in this process, see `training_tools.trained`."""
+    return trained(CONFIG, f"runs={folder}", "runtime.plots=false", *overrides)
 
 
 def command(folder: Path, *overrides: str) -> list[str]:

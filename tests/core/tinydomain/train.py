@@ -63,6 +63,14 @@ class Host(nn.Module):
         return self.head(self.norm(x.mean(1)))
 
 
+class Tied(Host):
+    """Its two layers share a weight."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.blocks[1][0].weight = self.blocks[0][0].weight
+
+
 class Tampering(Host):
     """Writes into the frozen block in its first training step."""
 
@@ -94,7 +102,7 @@ class Mix:
         return weight * inputs + (1 - weight) * inputs.flip(0), weight * soft + (1 - weight) * soft.flip(0)
 
 
-for kind in (Host, Tampering, Dying):
+for kind in (Host, Tied, Tampering, Dying):
     MODELS.register_module(kind.__name__, module=kind)
 DATASETS.register_module("Points", module=Points)
 TRANSFORMS.register_module("Mix", module=Mix)

@@ -146,7 +146,8 @@ class LLMBlock(nn.Module):
                 f"The block was made from {self.record.describe()}, but the source now gives {record.describe()}."
             )
         if self.device.type == "meta":
-            super()._apply(lambda t: torch.empty_like(t, device="cpu"))
+            # Low-rank updates may have their values already, from a checkpoint.
+            super()._apply(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else t)
         self._copy_in(tensors, final_norm)
 
     def make_trainable(self) -> LLMBlock:

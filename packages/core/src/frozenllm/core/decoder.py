@@ -91,6 +91,15 @@ class DecoderLayer(nn.Module):
         """Canonical name -> weights, in the order of `BlockSpec.tensor_shapes`: views, of integers unpacked copies."""
         return {name: part if scale is None else unpack(part, scale) for name, (part, scale) in self._parts().items()}
 
+    def merged_tensors(self) -> dict[str, Tensor]:
+        """`canonical_tensors` with the low-rank updates added to them, where there are any."""
+        tensors = self.canonical_tensors()
+        for stored, update in self.low_rank.items():
+            parts = self.layout()[f"{stored}_weight"]
+            for name, product in zip(parts, update.products(), strict=True):  # type: ignore[operator]
+                tensors[name] = (tensors[name].float() + product.detach()).to(tensors[name].dtype)
+        return tensors
+
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy canonical tensors in, one at a time, so that a lazily read file needs no second copy in memory.
 

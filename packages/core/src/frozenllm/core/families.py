@@ -486,7 +486,9 @@ def find_family(config: Config) -> Family:
         ValueError: No row fits; the message lists those there are.
     """
     model_type = config.get("model_type")
-    architectures = config.get("architectures") or ()
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list | tuple):  # damaged, or not given
+        architectures = []
     for family in FAMILIES:
         if model_type in family.model_types:
             return family

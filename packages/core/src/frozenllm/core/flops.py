@@ -18,8 +18,13 @@ def count_flops(function: Callable[[], Any]) -> int:
     counter = FlopCounterMode(display=False, custom_mapping=_MORE)
     # Only the total counts. The tracker's hooks refuse inputs that are views of parameters made under no_grad.
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    with counter:
-        function()
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # torch's own layers in one operation, which hides their products
+    try:
+        with counter:
+            function()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops()
 
 

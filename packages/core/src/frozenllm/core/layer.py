@@ -6,7 +6,10 @@ no positions, bidirectional attention, a mask for padding only: the semantics of
 
 from __future__ import annotations
 
+import copy
+import operator
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -50,7 +53,7 @@ class FrozenLLMLayer(nn.Module):
             layers; the official video and point cloud code).
         positions: ``"rotary"`` keeps the language model's rotary positions.
         attention: ``"causal"`` keeps the language model's mask.
-        trainable: Train the block too (the fine-tuned ablation, paper Table 6).
+        trainable: Train the block too (the fine-tuned ablation, paper Table 6): a copy, the given one stays frozen.
         lora_rank: Train low-rank updates of this rank on all projections of the block, which itself stays frozen.
         lora_alpha: Scale of these updates, times the rank; the rank itself (scale 1) by default.
         exact: ``"auto"`` takes the exact shortcuts of `readout.py` where they pay, ``"dense"`` never.
@@ -102,11 +105,14 @@ class FrozenLLMLayer(nn.Module):
         self.exact = exact
         self.checkpoint_activations = checkpoint_activations
         self.adapter_in = nn.Linear(dim, block.hidden_size, bias=False)
-        self.block = block.make_trainable() if trainable else block
+        if trainable and not block.trainable:
+            block = copy.deepcopy(block).make_trainable()  # the caller's stays frozen: another layer may hold it
+        self.block = block
         if lora_rank is not None:
             self.block = block.with_low_rank(lora_rank, lora_alpha)
         self.adapter_out = nn.Linear(block.hidden_size, dim, bias=False)
         self._folded: dict[str, Tensor] = {}
+        self._folded_from: list[weakref.ref[Tensor]] = []
         self._folded_key: tuple[Any, ...] = ()
         self.reset_adapters()
 
@@ -214,16 +220,22 @@ class FrozenLLMLayer(nn.Module):
         weights = [self.adapter_in.weight, *self.block.decoder_layers[0].parameters()]
         if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
             return None
-        key: tuple[Any, ...] = tuple((id(w), w._version, w.dtype, w.device) for w in weights)
+        if any(w.is_inference() for w in weights):  # they do not tell when they are written to
+            return None
+        key: tuple[Any, ...] = tuple((w._version, w.dtype, w.device) for w in weights)
         key += (self.block.dtype, torch.is_inference_mode_enabled())  # inference tensors are of no use outside
-        if key != self._folded_key:
+        # References, not `id`: that of a tensor that is gone may be another one's.
+        same = len(weights) == len(self._folded_from) and all(
+            known() is w for known, w in zip(self._folded_from, weights, strict=True)
+        )
+        if not same or key != self._folded_key:
             self.clear_cache()
-            self._folded_key = key
+            self._folded_from, self._folded_key = [weakref.ref(w) for w in weights], key
         return self._folded
 
     def clear_cache(self) -> None:
         """Forget folded weights; needed only after writing to ``adapter_in.weight.data`` in eval mode."""
-        self._folded, self._folded_key = {}, ()
+        self._folded, self._folded_from, self._folded_key = {}, [], ()
 
     def train(self, mode: bool = True) -> FrozenLLMLayer:
         """Set the mode; what comes out does not depend on it."""
@@ -235,7 +247,7 @@ class FrozenLLMLayer(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_folded": {}, "_folded_key": ()}
+        return {**self.__dict__, "_folded": {}, "_folded_from": [], "_folded_key": ()}
 
     def _warn_about_precision(self, device: str) -> None:
         if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device).itemsize < self.block.dtype.itemsize:
@@ -265,6 +277,8 @@ def resolve_readout(readout: Readout | None, tokens: Tensor) -> Tensor | None:
     if readout is None:
         return None
     batch, length = tokens.shape[:2]
+    if not isinstance(readout, slice | list | tuple | Tensor):
+        readout = torch.as_tensor(readout)  # a range, an array
     if isinstance(readout, slice):
         if readout.step is not None and readout.step < 1:
             raise ValueError(f"readout must be a slice with a positive step, not {readout.step}.")
@@ -279,12 +293,34 @@ def resolve_readout(readout: Readout | None, tokens: Tensor) -> Tensor | None:
             )
         if readout.ndim == 2 and readout.shape[0] != batch:
             raise ValueError(f"readout has {readout.shape[0]} rows for a batch of {batch}.")
+        _check_range(readout, length)
         rows = readout.to(tokens.device, torch.long)
         rows = torch.where(rows < 0, rows + length, rows)
     else:
-        if any(not -length <= i < length for i in readout):
-            raise ValueError(f"readout {list(readout)} is out of range for {length} tokens.")
-        rows = torch.tensor([i % length for i in readout], dtype=torch.long, device=tokens.device)
+        positions = _positions(readout)
+        if any(not -length <= i < length for i in positions):
+            raise ValueError(f"readout {positions} is out of range for {length} tokens.")
+        rows = torch.tensor([i % length for i in positions], dtype=torch.long, device=tokens.device)
     if rows.shape[-1] == 0:
         raise ValueError("readout selects no token.")
     return rows
+
+
+def _positions(readout: Sequence[int]) -> list[int]:
+    try:
+        if any(isinstance(i, bool) for i in readout):  # a mask's True would be token 1
+            raise TypeError
+        return [operator.index(i) for i in readout]
+    except TypeError:
+        raise ValueError(
+            f"readout must be a slice, positions, or a tensor of them (batch, R), not {readout!r}."
+        ) from None
+
+
+def _check_range(rows: Tensor, length: int) -> None:
+    """Raise for positions on a CPU that are out of range: torch reads other memory there. A GPU asserts by itself."""
+    if type(rows) is not Tensor or rows.device.type != "cpu" or torch.compiler.is_compiling() or not rows.numel():
+        return
+    low, high = rows.aminmax()
+    if low < -length or high >= length:
+        raise ValueError(f"readout holds positions from {int(low)} to {int(high)}, out of range for {length} tokens.")

@@ -32,6 +32,11 @@ class LowRankUpdate(nn.Module):
 
     def forward(self, x: Tensor, parts: slice) -> Tensor:
         """The update's share of a projection, (..., in_features) -> (..., rows of the parts)."""
-        pairs = zip(self.down[parts], self.up[parts], strict=True)
+        # As lists: torch.compile cannot take slices of a ParameterList.
+        pairs = zip(list(self.down)[parts], list(self.up)[parts], strict=True)
         pieces = [(x @ down.to(x.dtype).T) @ up.to(x.dtype).T for down, up in pairs]
         return torch.cat(pieces, dim=-1) * self.scale
+
+    def products(self) -> list[Tensor]:
+        """What is added to the rows of each part, (rows, in_features) in float32."""
+        return [up.float() @ down.float() * self.scale for down, up in zip(self.down, self.up, strict=True)]

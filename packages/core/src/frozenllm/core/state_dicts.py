@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+_logger = logging.getLogger(__name__)
 
 
 def load_exactly(
@@ -40,3 +43,17 @@ def load_exactly(
         raise ValueError(f"{where}: does not fit the model: {'; '.join(faults)}{hint}.")
     with torch.no_grad():
         model.load_state_dict(dict(state), strict=False)
+
+
+def kept_weights(model: nn.Module, left_out: Iterable[str], where: object) -> list[str]:
+    """Names of the weights that keep their values where `load_exactly` left something out, sorted; they are logged.
+
+    Args:
+        model: Any module.
+        left_out: See `load_exactly`; names of what is no parameter do not count.
+        where: What the log names.
+    """
+    aside = set(left_out)
+    names = sorted(name for name, _ in model.named_parameters() if name in aside)
+    _logger.info("%s: read; not in it, so kept as they are: %s.", where, ", ".join(names) or "none")
+    return names

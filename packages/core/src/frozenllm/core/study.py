@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import frozenllm.core.training  # noqa: F401 (first: it names the extra where that is missing)
 
@@ -30,7 +30,15 @@ from tqdm import tqdm
 from frozenllm.core.analysis import ACTIVATIONS, tapped
 from frozenllm.core.analysis.findings import findings_table
 from frozenllm.core.analysis.study import Study
-from frozenllm.core.training import DATASETS, FUNCTIONS, SavedRun, errors_in_a_sentence, folder_of_run, read_run
+from frozenllm.core.training import (
+    DATASETS,
+    FUNCTIONS,
+    UNREADABLE,
+    SavedRun,
+    errors_in_a_sentence,
+    folder_of_run,
+    read_run,
+)
 from frozenllm.core.training.data import SeededDataset
 from frozenllm.core.training.distributed import pick_device
 from frozenllm.core.training.settings import import_registrations
@@ -88,43 +96,56 @@ def spread_indices(size: int, limit: int | None) -> list[int]:
     return [place * size // limit for place in range(limit)]
 
 
-def pictured_indices(studied: Sequence[int], samples: int) -> set[int]:
-    """Which of the studied samples become pictures: spread evenly, as `spread_indices` does."""
-    return {studied[place] for place in spread_indices(len(studied), samples)} if samples else set()
+Batch = tuple[list[int], dict[str, Any]]
+"""Indices into the validation data, and their samples collated: a mapping with ``inputs`` and ``targets``."""
 
 
-def validation_batches(
-    saved: SavedRun, data: Dataset, limit: int | None = None, device: torch.device | None = None
-) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Validation samples in batches, as the run's own evaluation made them, under a progress bar.
+def opened(saved: SavedRun, limit: int | None, samples: int) -> tuple[Any, Any, set[int], Iterator[Batch]]:
+    """What a study works on.
 
     Args:
-        saved: The run.
-        data: From `validation_data`.
+        saved: The run, from `read_studied`.
         limit: At most so many samples, see `spread_indices`.
-        device: Where the tensors go; None for the CPU.
+        samples: How many of them become pictures, spread evenly too.
 
-    Yields:
-        Indices into ``data``, and the collated batch: a mapping with ``inputs`` and ``targets``.
+    Returns:
+        The model, in eval mode on the device that the run computes on; the validation data; the indices of the samples
+        that become pictures; and all studied samples in batches on that device, as the run's own evaluation made them,
+        under a progress bar.
 
     Raises:
-        ValueError: A sample cannot be read, or the limit is not positive.
+        ValueError: The data cannot be read, or the limit is not positive; from the batches: a sample cannot be read.
     """
+    data: Any = validation_data(saved)
+    model = saved.build().to(studied_device(saved))
+    studied = spread_indices(len(data), limit)
+    pictured = {studied[place] for place in spread_indices(len(studied), samples)} if samples else set()
+    return model, data, pictured, _batches(saved, data, studied)
+
+
+def _batches(saved: SavedRun, data: Dataset, studied: list[int]) -> Iterator[Batch]:
     cfg = saved.cfg
-    indices = spread_indices(len(cast(Sized, data)), limit)
     size = int(cfg.data.val_batch_size or cfg.data.batch_size)
     loader = DataLoader(
-        Subset(SeededDataset(data, cfg.runtime.seed, "val"), [(0, index, 0) for index in indices]),  # type: ignore
+        Subset(SeededDataset(data, cfg.runtime.seed, "val"), [(0, index, 0) for index in studied]),  # type: ignore
         batch_size=size,
         num_workers=cfg.runtime.workers,
         collate_fn=FUNCTIONS.get(cfg.data.collate) if cfg.data.collate else default_collate,
     )
-    mover = BaseDataPreprocessor().to(device or "cpu")
-    with tqdm(total=len(indices), desc="studying", unit="sample", disable=not sys.stderr.isatty()) as bar:
+    mover = BaseDataPreprocessor().to(studied_device(saved))
+    with tqdm(total=len(studied), desc="studying", unit="sample", disable=not sys.stderr.isatty()) as bar:
         for number, batch in enumerate(loader):
-            chosen = indices[number * size : (number + 1) * size]
+            chosen = studied[number * size : (number + 1) * size]
             yield chosen, mover.cast_data(batch)
             bar.update(len(chosen))
+
+
+def readable(batches: Iterable[Batch]) -> Iterator[tuple[list[int], Tensor, list[int]]]:
+    """Of a classifier's batches, what could be read: indices, inputs (B, ...) and classes."""
+    for indices, batch in batches:
+        keep = (batch["targets"] != UNREADABLE).nonzero().flatten().tolist()
+        if keep:
+            yield [indices[place] for place in keep], batch["inputs"][keep], batch["targets"][keep].tolist()
 
 
 def studied_device(saved: SavedRun) -> torch.device:
@@ -229,3 +250,17 @@ def activations_of(tokens: Mapping[str, Tensor], mask: Tensor | None = None) -> 
     for tap, values in tokens.items():
         for kind, measure in ACTIVATIONS.items():
             yield tap, kind, measure(values, mask)
+
+
+def shown_of(active: Mapping[tuple[str, str], Tensor], row: int) -> dict[str, list[float]]:
+    """A sample's activations before and after the layer, and its attention, as `Sample` has them.
+
+    Args:
+        active: (tap, kind) -> (B, N), from `activations_of`.
+        row: The sample's row.
+    """
+    return {
+        f"{kind} at {tap}": values[row].tolist()
+        for (tap, kind), values in active.items()
+        if tap in (HOST, LAYER, WEIGHTS)
+    }

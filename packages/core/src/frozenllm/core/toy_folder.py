@@ -60,8 +60,10 @@ def write_once(
         The folder.
 
     Raises:
-        ValueError: The folder holds something else, or cannot be written.
+        ValueError: The folder holds something else, or cannot be written; or the manifest's ``train``, ``val``,
+            ``test`` or ``seed`` is no count.
     """
+    _check_counts(manifest)
     root = Path(root).expanduser() if root is not None else default_root(name, manifest)
     if _is_written(root, manifest):
         return root
@@ -82,6 +84,13 @@ def write_once(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return root
+
+
+def _check_counts(manifest: Mapping[str, Any]) -> None:
+    for name, least in (("train", 1), ("val", 1), ("test", 0), ("seed", 0)):
+        value = manifest.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"The toy data's {name} must be a whole number from {least}, not {value!r}.")
 
 
 def _is_written(root: Path, manifest: Mapping[str, Any]) -> bool:

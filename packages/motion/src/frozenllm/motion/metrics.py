@@ -79,14 +79,23 @@ class MotionMetric(Metric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(prefix=prefix)
-        if not k or min(k) < 1:
-            raise ValueError(f"MotionMetric needs values of k of at least 1, not {list(k)}.")
+        if isinstance(k, int | float | str) or not k or not all(isinstance(i, int) and i >= 1 for i in k):
+            raise ValueError(f"MotionMetric needs values of k of at least 1, not {k!r}.")
+        if isinstance(miss, bool | str) or not miss > 0:
+            raise ValueError(f"MotionMetric needs a miss of metres above 0, not {miss!r}.")
         known = mode_errors(np.zeros((1, 1, 2)), np.ones(1), np.zeros((1, 2)), 1)
         if unknown := sorted(set(names or ()) - set(known)):
             raise ValueError(f"MotionMetric knows {', '.join(known)}, not {', '.join(unknown)}.")
         self.k = tuple(k)
         self.miss = miss
         self.names = names
+
+    def figures(self) -> list[str]:
+        """``minADE1`` and so on: every error for every ``k``."""
+        return [f"{name}{k}" for k in self.k for name in self._wanted(k)]
+
+    def _wanted(self, k: int) -> Sequence[str]:
+        return self.names or ("minADE", "minFDE", "MR", *(("brier-minFDE",) if k > 1 else ()))
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Read ``trajectories``, ``probabilities``, ``future``, ``valid`` and ``track`` of every sample."""
@@ -100,8 +109,7 @@ class MotionMetric(Metric):
             row = {}
             for k in self.k:
                 errors = mode_errors(trajectories, probabilities, future, k, self.miss)
-                wanted = self.names or ("minADE", "minFDE", "MR", *(("brier-minFDE",) if k > 1 else ()))
-                row |= {f"{name}{k}": errors[name] for name in wanted}
+                row |= {f"{name}{k}": errors[name] for name in self._wanted(k)}
             self.results.append(row)
 
     def compute_metrics(self, results: list[dict[str, float] | str]) -> dict[str, float]:

@@ -18,7 +18,8 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from frozenllm.core.training import BrokenSample
+from frozenllm.core.training import BrokenSample, errors_in_a_sentence
+from frozenllm.core.whole_files import write_text
 from frozenllm.motion.cache import FORMAT, INDEX, CachedScenes, check_index, read_index
 from frozenllm.motion.data.dataset import Scenes
 from frozenllm.motion.shards import pack, shard_name, write_shard
@@ -74,6 +75,8 @@ def write_cache(
     """
     if shard_size < 1:
         raise ValueError(f"A shard needs at least 1 sample, not {shard_size}.")
+    if workers < 0:
+        raise ValueError(f"The workers must be 0 or more, not {workers}.")
     folder = Path(folder)
     index = _begin(scenes, folder, data, split, shard_size)
     shards = range(-(-len(scenes) // shard_size))
@@ -104,7 +107,7 @@ def write_cache(
                 bar.update()
             write_shard(folder / shard_name(number), entries, [scenes.names[i] for i in members], scenes.window)
     index |= {"complete": True, "bytes": [(folder / shard_name(number)).stat().st_size for number in shards]}
-    _write_index(folder, index)
+    write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
     return broken
 
 
@@ -132,14 +135,8 @@ def _begin(scenes: Scenes, folder: Path, data: str, split: str, shard_size: int)
         "shard_size": shard_size,
         "complete": False,
     }
-    _write_index(folder, index)
+    write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
     return index
-
-
-def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
-    scratch = folder / f".{INDEX}.{os.getpid()}"
-    scratch.write_text(json.dumps(index, indent=1) + "\n")
-    scratch.replace(folder / INDEX)
 
 
 def _is_whole(path: Path, number: int, index: Mapping[str, Any]) -> bool:
@@ -183,10 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--verify", action="store_true", help="read what is there and check it, write nothing")
     parser.add_argument("overrides", nargs="*", help="recipe=... data.root=... data.cache=...")
     arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
-    try:
+    with errors_in_a_sentence(goes_on=True):
         _run(arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 def _run(arguments: argparse.Namespace) -> None:

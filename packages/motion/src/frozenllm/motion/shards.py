@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from frozenllm.core.training import BrokenSample
+from frozenllm.core.whole_files import whole_file
 from frozenllm.motion.data.centring import Window, empty_sample
 
 _RAGGED = {"agents": "agent", "agents_valid": "agent", "agent_type": "agent", "lane_points": "lane"}
@@ -78,15 +79,10 @@ def write_shard(path: Path, entries: Sequence[dict[str, Any] | str], names: Sequ
         "broken": {str(i): entry for i, entry in enumerate(entries) if isinstance(entry, str)},
     }
     data = save({key: np.ascontiguousarray(array) for key, array in arrays.items()}, {"words": json.dumps(words)})
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(scratch, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with whole_file(path) as scratch, open(scratch, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     return len(data)
 
 

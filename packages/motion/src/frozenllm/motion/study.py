@@ -26,14 +26,11 @@ from frozenllm.core.study import (
     WEIGHTS,
     activations_of,
     check_counts,
-    pictured_indices,
+    opened,
     read_studied,
-    spread_indices,
-    studied_device,
+    shown_of,
     study_cli,
     tokens_at,
-    validation_batches,
-    validation_data,
 )
 from frozenllm.motion.driven import driven_lanes
 from frozenllm.motion.models import MotionHost
@@ -61,15 +58,12 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
     """
     check_counts(limit, samples)
     saved = read_studied(run, weights)
-    data, device = validation_data(saved), studied_device(saved)
-    model = saved.build().to(device)
+    model, _, pictured, batches = opened(saved, limit, samples)
     if not isinstance(model, MotionHost):
         kind = saved.cfg.model.get("type")
         raise ValueError(f"{saved.path} is of a run of the model {kind!r}, not of motion forecasting.")
-    studied = spread_indices(len(data), limit)  # type: ignore[arg-type]
-    pictured = pictured_indices(studied, samples)
     scores, result = Scores(), Study("Which lanes and agents are active?", "motion")
-    for indices, batch in validation_batches(saved, data, limit, device):
+    for indices, batch in batches:
         keep = batch["targets"]["valid"].any(dim=1).nonzero().flatten().tolist()  # others could not be read
         if not keep:
             continue
@@ -94,7 +88,7 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
             told = {"future": future[row].cpu(), "valid": valid[row].cpu()}
             told["trajectories"] = outputs["trajectories"][row].float().cpu()
             told["probabilities"] = outputs["logits"][row].float().softmax(dim=-1).cpu()
-            shown = {f"{k} at {t}": v[row].cpu() for (t, k), v in active.items() if t in (HOST, LAYER, WEIGHTS)}
+            shown = shown_of(active, row)
             modes = len(told["trajectories"])
             title = f"{batch['scenario'][index]}: the best of {modes} modes ends {_miss(told):.1f} m off"
             relevant = torch.zeros(len(next(iter(shown.values()))), dtype=torch.bool)
@@ -103,7 +97,7 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
             result.samples[-1].key = str(indices[index])
             if len(result.pictures) < _SHOWN:
                 name = next(n for n in (f"magnitude at {LAYER}", f"magnitude at {HOST}") if n in shown)
-                picture = ScenePicture(sample, told, shown[name], title=title, label=name)
+                picture = ScenePicture(sample, told, torch.tensor(shown[name]), title=title, label=name)
                 picture.draw()
                 picture.canvas.draw()
                 caption = f"Scene {len(result.pictures) + 1}: {name}, and what is predicted"
@@ -180,7 +174,11 @@ def _miss(told: Mapping[str, Tensor]) -> float:
 
 
 def _sample(
-    title: str, inputs: Mapping[str, Tensor], told: Mapping[str, Tensor], shown: Mapping[str, Tensor], relevant: Tensor
+    title: str,
+    inputs: Mapping[str, Tensor],
+    told: Mapping[str, Tensor],
+    shown: dict[str, list[float]],
+    relevant: Tensor,
 ) -> Sample:
     """A scene from above, the target heading to the right; a line for each polyline that lies in the picture."""
     future = told["future"][told["valid"]]
@@ -205,7 +203,7 @@ def _sample(
     _draw(canvas, place(torch.cat([torch.zeros(1, 2), future])), TRUTH_COLOUR, 3)
     marks = [mark for token, line in enumerate([*tracks, *lanes]) if (mark := _mark(line, token)) is not None]
     frame = Frame(picture, marks, "from above; blue: the target as observed, green: where it goes")
-    return Sample(title, [frame], {name: v.tolist() for name, v in shown.items()}, relevant.tolist())
+    return Sample(title, [frame], shown, relevant.tolist())
 
 
 def _draw(canvas: ImageDraw.ImageDraw, line: Tensor, colour: str, width: int) -> None:

@@ -55,6 +55,8 @@ def submit(
 
     if split not in (None, TEST_SPLITS[benchmark]):  # not in the place of the file for the benchmark
         name = name.replace("submission", f"submission_{split}")
+    if out is not None and out.is_dir():
+        raise ValueError(f"{out} is a folder: name a file in it.")
     path = write(scored(), out or trained.folder / name)
     figures: dict[str, float] = {}
     for metric in metrics if known else ():

@@ -48,6 +48,8 @@ class MotionTask(Task):
             raise ValueError(f"task.regression must be one of {', '.join(REGRESSIONS)}, not {regression!r}.")
         if beta <= 0:
             raise ValueError(f"task.beta must be positive, not {beta}.")
+        if classification_weight < 0:
+            raise ValueError(f"task.classification_weight must be a number from 0, not {classification_weight}.")
         self.regression = regression
         self.beta = beta
         self.classification_weight = classification_weight

@@ -7,6 +7,7 @@ bundled block, on a CPU in about two minutes, and prints both beside constant ve
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from frozenllm.core.training import (
     DATASETS,
     FUNCTIONS,
+    HOST_AND_LAYER,
     METRICS,
     MODELS,
     ArmResult,
@@ -33,7 +35,6 @@ from frozenllm.motion.task import MotionTask
 CONFIG = "frozenllm.motion.conf"
 METRIC = "motion/minADE6"
 SHOWN = ("minFDE6", "minADE6", "MR6", "minFDE1", "minADE1", "MR1")
-ARMS = {"host alone": ["llm=none"], "+ frozen bundled block": ["llm=bundled"]}
 TOY = ["recipe=traffic", "runs=runs/toy", "runtime.console=false"]
 
 
@@ -71,6 +72,12 @@ def _build(host: Callable[..., nn.Module], llm: Mapping[str, Any] | None, option
         value = options[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"model.{name} must be a whole number from 1, not {value!r}.")
+    rest = options.get("global_layers", 0)
+    if isinstance(rest, bool) or not isinstance(rest, int) or rest < 0:
+        raise ValueError(f"model.global_layers must be a whole number from 0, not {rest!r}.")
+    scale = options.get("position_scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+        raise ValueError(f"model.position_scale must be a number above 0, not {scale!r}.")
     if options.get("dim", 0) % options.get("heads", 1):
         raise ValueError(f"model.dim={options['dim']} is not a multiple of model.heads={options['heads']}.")
     return call_with_options(host, options, "the config group model", llm=llm)
@@ -90,7 +97,7 @@ METRICS.register_module("MotionMetric", module=MotionMetric)
 def toy() -> None:
     """The host alone beside the host with the frozen layer, and constant velocity beside both, on the toy data."""
     overrides = [*TOY, f"data.cache={_toy_cache(compose_config(CONFIG, TOY))}"]
-    results = compare(CONFIG, ARMS, overrides=overrides)
+    results = compare(CONFIG, HOST_AND_LAYER, overrides=overrides)
     baseline = constant_velocity.evaluate(_data(compose_config(CONFIG, overrides), "val"))
     print()
     print(beside(baseline, results), flush=True)
@@ -145,13 +152,8 @@ def _toy_cache(cfg: DictConfig) -> Path:
     return folder
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
-
-    Args:
-        argv: Overrides in Hydra's grammar; None for the process's arguments. Without any, `toy` runs.
-    """
-    run_tool(CONFIG, toy, argv)
+main = partial(run_tool, CONFIG, toy)
+"""The command line; takes overrides in Hydra's grammar, or None for the process's. Without any, `toy` runs."""
 
 
 if __name__ == "__main__":

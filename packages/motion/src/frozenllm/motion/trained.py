@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from yaml import YAMLError
 
 from frozenllm.core.training import DATASETS, FUNCTIONS, MODELS, folder_of_run, read_run
 from frozenllm.core.training.checkpoint import load_model_state
 from frozenllm.core.training.distributed import pick_device
 from frozenllm.core.training.settings import import_registrations, model_settings
+from frozenllm.core.training.values import check_values
 from frozenllm.motion.task import MotionTask
 
 
@@ -83,15 +82,14 @@ def load_trained(run: str | Path, overrides: Sequence[str] = ()) -> Trained:
 
     Args:
         run: The run folder, or one of its checkpoints.
-        overrides: Changes of the run's config such as ``data.root=/data/av2`` or ``llm.path=/models/llama-7b``.
+        overrides: See `frozenllm.core.training.SavedRun.change`.
 
     Raises:
         ValueError: There is no such run, it is not one of motion forecasting, or a change names no key of its config.
     """
-    saved = read_run(run)
+    saved = read_run(run).change(overrides)
     cfg = saved.cfg
-    for change in overrides:
-        _change(cfg, change)
+    check_values(cfg)
     import_registrations(cfg)
     device = pick_device(cfg.runtime.device)
     settings: dict[str, Any] = OmegaConf.to_container(cfg.task, resolve=True)  # type: ignore[assignment]
@@ -101,34 +99,6 @@ def load_trained(run: str | Path, overrides: Sequence[str] = ()) -> Trained:
         raise ValueError(f"{saved.path} is of a run of the model {kind!r}, not of motion forecasting.")
     load_model_state(task, saved.state, saved.path)
     return Trained(cfg, task.to(device).eval(), device, saved.path)
-
-
-def _change(cfg: DictConfig, change: str) -> None:
-    key, equals, _ = change.partition("=")
-    try:
-        current = OmegaConf.select(cfg, key, default=_MISSING)
-        if not equals or current is _MISSING or (OmegaConf.is_dict(current) and not change.endswith("}")):
-            raise ValueError(
-                f"{change} does not change the run's config: write key=value with a key of its config.yaml."
-            )
-        _follow(cfg, key, change)
-        cfg.merge_with_dotlist([change])
-    except (OmegaConfBaseException, YAMLError, AttributeError) as error:  # the last: omegaconf's, of some broken keys
-        raise ValueError(f"{change} cannot be read as key=value with a key of the run's config.yaml.") from error
-
-
-def _follow(cfg: DictConfig, key: str, change: str) -> None:
-    """Change a key of the data group also in the splits that had it from there: a run's config is resolved."""
-    group, _, name = key.partition(".")
-    if group != "data" or name in ("train", "val", "test") or "." in name:
-        return
-    for role in ("train", "val", "test"):
-        source = cfg.data.get(role)
-        if source is not None and name in source and source[name] == cfg.data[name]:
-            cfg.merge_with_dotlist([f"data.{role}.{name}={change.partition('=')[2]}"])
-
-
-_MISSING: Any = object()
 
 
 def as_batch(sample: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

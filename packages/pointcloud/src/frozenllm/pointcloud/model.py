@@ -160,7 +160,10 @@ class PointBERT(nn.Module):
         self.cls_pos = nn.Parameter(torch.randn(1, 1, embed_dim))
         self.pos_embed = nn.Sequential(nn.Linear(3, pos_dim), nn.GELU(), nn.Linear(pos_dim, embed_dim))
         rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, drop_path=rate) for rate in rates)
+        # torch's norm, as in the official code: timm's own divides with an epsilon of 1e-6, and not in every version.
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, drop_path=rate, norm_layer=nn.LayerNorm) for rate in rates
+        )
         self.norm = nn.LayerNorm(embed_dim)
         self.head = nn.Sequential(
             nn.Linear(2 * embed_dim, head_dim),

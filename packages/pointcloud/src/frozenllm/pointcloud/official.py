@@ -8,19 +8,16 @@ All of them hold the model under ``base_model``, often with ``module.`` before e
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from frozenllm.core.official import RECORD, OfficialModel, read_official
-from frozenllm.core.state_dicts import load_exactly
+from frozenllm.core.state_dicts import kept_weights, load_exactly
 from frozenllm.core.weights.official import OfficialFile
 from frozenllm.pointcloud.model import PointBERT
 
 __all__ = ["load_official_checkpoint", "load_pretrained_host"]
-
-_logger = logging.getLogger(__name__)
 
 _NAMES = (
     ("blocks.blocks.", "blocks."),
@@ -95,9 +92,7 @@ def load_pretrained_host(model: PointBERT, path: str | os.PathLike[str]) -> list
     }
     own = {name for name in model.state_dict() if name.startswith(("llm.", "head."))}
     load_exactly(model, state, path, left_out=own)
-    names = sorted(name for name, _ in model.named_parameters() if name in own)
-    _logger.info("%s: read into the host; not in it, so kept as they are: %s.", path, ", ".join(names))
-    return names
+    return kept_weights(model, own, path)
 
 
 def _renamed(name: str) -> str:

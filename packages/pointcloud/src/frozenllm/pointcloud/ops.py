@@ -1,7 +1,7 @@
 """Neighbourhoods of points: farthest point sampling, nearest neighbours, ball query, gathering.
 
-Pure torch on any device. On CUDA, sampling and ball query use mmcv's compiled kernels where they are installed; both
-ways follow the same rules, so they give the same indices (up to distances that differ in the last bit only):
+Pure torch on any device. On CUDA, sampling and ball query use mmcv's kernels where it was built with CUDA; both ways
+follow the same rules, so they give the same indices (up to distances that differ in the last bit only):
 
 - Coordinates are taken in float32, and squared distances are summed directly, so that equal points are at distance 0.
 - Of points at the same distance, the one with the lower index counts first.
@@ -102,8 +102,8 @@ def ball_query(centers: Tensor, xyz: Tensor, radius: float, k: int, *, min_radiu
     if k < 1 or not 0 <= min_radius < radius:
         raise ValueError(f"k must be positive and 0 <= min_radius < radius, not {k}, {min_radius} and {radius}.")
     if (kernels := _kernels(xyz)) is not None:
-        found = kernels.ball_query(min_radius, radius, k, xyz.detach().float().contiguous(), centers.detach().float())
-        return found.long()
+        xyz, centers = (points.detach().float().contiguous() for points in (xyz, centers))
+        return kernels.ball_query(min_radius, radius, k, xyz, centers).long()
     count = xyz.shape[1]
     index = torch.arange(count, device=xyz.device)
     low, high = (float(torch.tensor(r, dtype=torch.float32).square()) for r in (min_radius, radius))
@@ -148,7 +148,8 @@ def _farthest_point_sample(xyz: Tensor, num: int, first: Tensor) -> Tensor:
         places = _kernel_places(count).to(xyz.device)
         arranged = torch.empty_like(xyz)
         arranged[:, places] = xyz
-        return places.argsort()[kernels.furthest_point_sample(arranged, num).long()]
+        with torch.cuda.device_of(arranged):  # mmcv puts its result on the current device
+            return places.argsort()[kernels.furthest_point_sample(arranged, num).long()]
     planes = xyz.permute(2, 0, 1).contiguous()
     chosen = torch.empty(xyz.shape[0], num, dtype=torch.int64, device=xyz.device)
     smallest = torch.full_like(planes[0], torch.inf)
@@ -191,12 +192,13 @@ def _kernel_places(count: int) -> Tensor:
 
 @functools.cache
 def _compiled_ops() -> Any:
-    """mmcv's operators, or None where they are not there."""
+    """mmcv's operators, or None where those for CUDA are not there."""
     try:
         import mmcv.ops as compiled  # heavy, and optional
     except (ImportError, ModuleNotFoundError, AssertionError, OSError):  # absent, or built without its operators
         return None
-    return compiled
+    # This repository's own build is for the CPU: its kernels are there by name, and refuse tensors of a GPU.
+    return None if compiled.get_compiling_cuda_version() == "not available" else compiled
 
 
 def _kernels(xyz: Tensor) -> Any:

@@ -7,7 +7,7 @@ the data tells them apart: ScanObjectNN with background does, in its key ``mask`
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,16 +23,13 @@ from frozenllm.core.study import (
     LAYER,
     activations_of,
     check_counts,
-    pictured_indices,
+    opened,
     read_studied,
-    spread_indices,
-    studied_device,
+    readable,
+    shown_of,
     study_cli,
     tokens_at,
-    validation_batches,
-    validation_data,
 )
-from frozenllm.core.training import UNREADABLE
 from frozenllm.pointcloud.data import PointClouds
 from frozenllm.pointcloud.data.scanobjectnn import CLASSES, read_mask
 from frozenllm.pointcloud.look import save_png, spread
@@ -63,20 +60,13 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
     """
     check_counts(limit, samples)
     saved = read_studied(run, weights).expect("a point cloud classifier", "point_bert")
-    data, device = validation_data(saved), studied_device(saved)
+    model, data, pictured, batches = opened(saved, limit, samples)
     assert isinstance(data, PointClouds)
-    model = saved.build().to(device)
     assert isinstance(model, PointBERT)
     masks = read_mask(data.where) if data.where.endswith(".h5") else None
-    studied = spread_indices(len(data), limit)
-    pictured = pictured_indices(studied, samples)
     scores, result, clouds = Scores(), Study("Which points of a cloud are active?", "pointcloud"), []
     background = False
-    for indices, batch in validation_batches(saved, data, limit, device):
-        keep = (batch["targets"] != UNREADABLE).nonzero().flatten().tolist()
-        if not keep:
-            continue
-        indices, points = [indices[place] for place in keep], batch["inputs"][keep]
+    for indices, points, labels in readable(batches):
         points, kept = thinned(points, saved.cfg.data.num_points)
         on_object = None
         if masks is not None:
@@ -95,11 +85,9 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
         guesses = outputs.argmax(dim=1).tolist()
         for row, index in enumerate(indices):
             if index in pictured:
-                label = int(batch["targets"][keep[row]])
-                title = f"{_name(saved.cfg, label)}, predicted {_name(saved.cfg, guesses[row])}"
-                values = {f"{kind} at {tap}": v[row] for (tap, kind), v in active.items() if tap in (HOST, LAYER)}
+                title = f"{_name(saved.cfg, labels[row])}, predicted {_name(saved.cfg, guesses[row])}"
                 truth = None if on_object is None else on_object[row]
-                clouds.append((title, points[row].cpu(), values, truth))
+                clouds.append((title, points[row].cpu(), shown_of(active, row), truth))
     if not len(scores):
         raise ValueError(f"Not one validation cloud of {run} can be read.")
     result.findings = scores.findings() + scores.changes(HOST, LAYER, (ON_OBJECT, OF_OBJECT))
@@ -147,7 +135,7 @@ def project(cloud: Tensor, axes: tuple[int, int, int]) -> Tensor:
     return torch.stack([0.5 + centred[:, right], 0.5 - centred[:, up]], dim=1)
 
 
-def _sample(title: str, cloud: Tensor, values: Mapping[str, Tensor], on_object: Tensor | None) -> Sample:
+def _sample(title: str, cloud: Tensor, values: dict[str, list[float]], on_object: Tensor | None) -> Sample:
     """A cloud from several sides; its tokens are its points, the background's drawn hollow where it is known."""
     frames = []
     for caption, axes in VIEWS.items():
@@ -161,17 +149,17 @@ def _sample(title: str, cloud: Tensor, values: Mapping[str, Tensor], on_object: 
         marks = [Mark("point", (round(x, 4), round(y, 4)), token) for token, (x, y) in enumerate(places.tolist())]
         frames.append(Frame(picture, marks, caption))
     relevant = None if on_object is None or bool(on_object.all()) else on_object.tolist()
-    return Sample(title, frames, {name: v.tolist() for name, v in values.items()}, relevant)
+    return Sample(title, frames, values, relevant)
 
 
-def _figure(clouds: Sequence[tuple[str, Tensor, Mapping[str, Tensor], Tensor | None]]) -> Image.Image:
+def _figure(clouds: Sequence[tuple[str, Tensor, dict[str, list[float]], Tensor | None]]) -> Image.Image:
     titles = [title.replace(", predicted ", "\npredicted ") for title, *_ in clouds]
     rows = {}
     if all(truth is not None for *_, truth in clouds):
         rows["1 = on the object"] = torch.stack([truth.float() for *_, truth in clouds])  # type: ignore[union-attr]
     for tap in (HOST, LAYER):
         if f"magnitude at {tap}" in clouds[0][2]:
-            rows[tap] = torch.stack([values[f"magnitude at {tap}"] for _, _, values, _ in clouds])
+            rows[tap] = torch.tensor([values[f"magnitude at {tap}"] for _, _, values, _ in clouds])
     buffer = io.BytesIO()
     save_png(buffer, torch.stack([cloud for _, cloud, *_ in clouds]), rows, titles)
     return Image.open(buffer).convert("RGB")

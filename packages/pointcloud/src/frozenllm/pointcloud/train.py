@@ -6,13 +6,14 @@ in about a minute.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from frozenllm.core.toy_folder import named_root
-from frozenllm.core.training import DATASETS, MODELS, TRANSFORMS, call_with_options, compare, print_table, run_tool
+from frozenllm.core.training import DATASETS, MODELS, TRANSFORMS, call_with_options, compare_toys, run_tool
 from frozenllm.pointcloud.data import PointClouds, modelnet40, scanobjectnn
 from frozenllm.pointcloud.model import PointBERT
 from frozenllm.pointcloud.official import load_pretrained_host
@@ -22,7 +23,6 @@ from frozenllm.pointcloud.transforms import PointAugment
 
 CONFIG = "frozenllm.pointcloud.conf"
 METRIC = "accuracy/top1"
-ARMS = {"host alone": ["llm=none"], "+ frozen bundled block": ["llm=bundled"]}
 
 
 def build_point_bert(*, llm: Mapping[str, Any] | None = None, host: str | None = None, **options: Any) -> nn.Module:
@@ -64,20 +64,12 @@ TRANSFORMS.register_module("point_augment", module=PointAugment)
 
 def toy() -> None:
     """The host alone beside the host with the frozen layer, on the toy data."""
-    results = compare(CONFIG, ARMS, overrides=["recipe=shapes", "runs=runs/toy"])
-    print()
-    print_table(results, METRIC)
-    for result in results:
+    for result in compare_toys(CONFIG, ["recipe=shapes"], METRIC):
         print(f"test, last epoch: {result.runs[0].test[METRIC]:.2f} {result.arm}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
-
-    Args:
-        argv: Overrides in Hydra's grammar; None for the process's arguments. Without any, `toy` runs.
-    """
-    run_tool(CONFIG, toy, argv)
+main = partial(run_tool, CONFIG, toy)
+"""The command line; takes overrides in Hydra's grammar, or None for the process's. Without any, `toy` runs."""
 
 
 if __name__ == "__main__":

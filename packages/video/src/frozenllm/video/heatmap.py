@@ -49,14 +49,16 @@ def spread(activations: Tensor, times: np.ndarray, at: np.ndarray, size: tuple[i
 
     Args:
         activations: (T', H', W').
-        times: Frame numbers of the clip that the tokens are from, (T,), rising; a tubelet is at its frames' mean.
+        times: Frame numbers of the clip that the tokens are from, (T,), never falling; a tubelet is at its frames'
+            mean, and tubelets at the same place (of a video shorter than the clip) are averaged.
         at: Frame numbers to give images for.
         size: Their height and width.
 
     Returns:
         (len(at), height, width): linear in time and space, and constant before the first and after the last tubelet.
     """
-    centres = times.reshape(len(activations), -1).mean(axis=1)
+    centres, group = np.unique(times.reshape(len(activations), -1).mean(axis=1), return_inverse=True)
+    activations = torch.stack([activations[group == place].mean(dim=0) for place in range(len(centres))])
     places = np.interp(at, centres, np.arange(len(centres)))
     low = np.floor(places).astype(np.int64)
     high = np.minimum(low + 1, len(centres) - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from frozenllm.core.training.hosts import RUN_SUFFIX, host_of_run
+from frozenllm.core.weights.hub import check_hub
 from frozenllm.video.model import FrozenLLMVideoMAE
 from frozenllm.video.pretrained import load_host_checkpoint
 
@@ -39,6 +40,7 @@ def _from_hub(repository: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    check_hub(repository)
     try:
         folder = Path(hf_hub_download(repository, "config.json")).parent
         try:

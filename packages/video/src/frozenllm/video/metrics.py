@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from frozenllm.core.training import UNREADABLE, Metric
+from frozenllm.core.training import UNREADABLE, Accuracy
 
 
-class VideoAccuracy(Metric):
+class VideoAccuracy(Accuracy):
     """Top-k accuracy in per cent over videos, with the softmax averaged over the views of each.
 
     Samples with the same ``video`` in their batch are views of one video; without that entry every sample is one.
@@ -21,12 +21,6 @@ class VideoAccuracy(Metric):
         topk: Values of k; those above the number of classes count every video.
         prefix: First part of the name.
     """
-
-    default_prefix = "accuracy"
-
-    def __init__(self, topk: Sequence[int] = (1,), prefix: str | None = None) -> None:
-        super().__init__(prefix=prefix)
-        self.topk = tuple(topk)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Read ``video`` of the batch, and ``scores`` (logits) and ``target`` of every sample."""
@@ -44,21 +38,16 @@ class VideoAccuracy(Metric):
         videos: dict[Any, list[tuple[int, np.ndarray]]] = defaultdict(list)
         for place, (video, target, scores) in enumerate(results):
             videos[("sample", place) if video is None else video].append((target, scores))
-        hits, unreadable = [], 0
+        hits: list[tuple[bool, ...] | None] = []
         for views in videos.values():
             targets = {target for target, _ in views}
             readable = targets - {UNREADABLE}
             assert len(readable) <= 1, "views of one video have different classes"
             if not readable:
-                unreadable += 1
+                hits.append(None)
                 continue
             scores = np.mean([scores for target, scores in views if target != UNREADABLE], axis=0)
             order = np.argsort(-scores, kind="stable")
             rank = int(np.flatnonzero(order == readable.pop())[0])
-            hits.append([rank < k for k in self.topk])
-        if not hits:
-            raise ValueError("Not one video of the evaluated data could be read.")
-        metrics = {f"top{k}": 100.0 * sum(hit[i] for hit in hits) / len(hits) for i, k in enumerate(self.topk)}
-        if unreadable:
-            metrics["unreadable"] = float(unreadable)
-        return metrics
+            hits.append(tuple(rank < k for k in self.topk))
+        return super().compute_metrics(hits)

@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m frozenllm.video.predict", description="Classes of a video.")
     parser.add_argument("video", help="mp4, webm or whatever FFmpeg decodes")
+    parser.add_argument("overrides", nargs="*", help="changes of a run's config, such as llm.path=/models/llama-7b")
     parser.add_argument("--checkpoint", required=True, help="of a run, or its folder; or of the official release")
     parser.add_argument("--labels", help="names: JSON (labels.json of SSv2) or a text file; else numbers")
     parser.add_argument("--views", default="1x1", help="temporal x spatial views; 2x3 is the paper's test [1x1]")
@@ -62,11 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help=f"write the clip with a heat map over it ({', '.join(SUFFIXES)})")
     parser.add_argument("--activation", default="magnitude", choices=list(ACTIVATIONS), help="what the heat map shows")
     parser.add_argument("--decoder", default="auto", choices=["auto", "pyav", "torchcodec"])
-    parser.add_argument("--llm-path", help="of a run: where the block's weights are now")
     for name, what in (("num-heads", "host's heads"), ("llm-heads", "block's heads"), ("image-size", "pixels")):
         parser.add_argument(f"--{name}", type=int, help=f"of an official checkpoint: {what}")
     parser.add_argument("--num-frames", type=int, help="of an official checkpoint: frames of a clip")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     with errors_in_a_sentence():
         temporal, spatial = _views(args.views)
         if args.top < 1:
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.out is not None and args.out.suffix not in SUFFIXES:
             raise ValueError(f"--out {args.out}: the name must end in {', '.join(SUFFIXES)}.")
         official = {key: getattr(args, key) for key in ("num_heads", "llm_heads", "image_size", "num_frames")}
-        predictor = load_predictor(args.checkpoint, llm_path=args.llm_path, official=official)
+        predictor = load_predictor(args.checkpoint, overrides=args.overrides, official=official)
         number = predictor.num_classes
         names = read_labels(args.labels, number) if args.labels else [f"class {i}" for i in range(number)]
         found = predictor.probabilities(args.video, temporal, spatial, args.decoder)

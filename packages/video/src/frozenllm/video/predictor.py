@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,14 +101,14 @@ class Predictor:
 
 
 def load_predictor(
-    checkpoint: str | Path, *, llm_path: str | None = None, official: dict[str, Any] | None = None
+    checkpoint: str | Path, *, overrides: Sequence[str] = (), official: dict[str, Any] | None = None
 ) -> Predictor:
     """A predictor from a checkpoint.
 
     Args:
         checkpoint: Of a run of this project, or its folder (its config says how clips are made), or of the official
             release.
-        llm_path: Of a run: where the frozen block's weights are, if not where the training run had them.
+        overrides: Of a run, see `frozenllm.core.training.SavedRun.change`.
         official: Further arguments of `frozenllm.video.load_official_checkpoint`.
 
     Raises:
@@ -116,18 +117,18 @@ def load_predictor(
     path = Path(checkpoint).expanduser()
     given = {key: value for key, value in (official or {}).items() if value is not None}
     if not is_run(path):
-        if llm_path is not None:
-            raise ValueError(f"{path} holds its block itself: leave out --llm-path, which is for checkpoints of runs.")
+        if overrides:
+            raise ValueError(
+                f"{path} has no config: leave out {' '.join(overrides)}, which is for checkpoints of runs."
+            )
         model = load_official_checkpoint(path, **given).model
         side = model.config.image_size
         return Predictor(model, SegmentSampling(model.config.num_frames), EvalTransform(side))
     if given:
         raise ValueError(f"{path} is of a run, whose config is known: leave out {', '.join(sorted(given))}.")
-    run = read_run(path).expect("a video classifier", "videomae")
+    run = read_run(path).expect("a video classifier", "videomae").change(overrides)
     cfg = run.cfg
     cfg.runtime.precision = "fp32"
-    if llm_path is not None:
-        cfg.llm.path = llm_path
     host = run.build()
     assert isinstance(host, FrozenLLMVideoMAE)
     val = OmegaConf.to_container(cfg.data.val, resolve=True)

@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
@@ -20,6 +19,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from frozenllm.core.training import errors_in_a_sentence
+from frozenllm.core.whole_files import write_text
 from frozenllm.video.convert import FORMS, Conversion, convert
 from frozenllm.video.data.annotations import LabeledVideo, read_annotations
 from frozenllm.video.data.files import read_annotated_videos
@@ -116,7 +117,7 @@ def _begin(out: Path, conversion: Conversion) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} holds something else: name another folder.")
     out.mkdir(parents=True, exist_ok=True)
-    _write(file, json.dumps(settings, indent=2) + "\n")
+    write_text(file, json.dumps(settings, indent=2) + "\n")
 
 
 def _done(out: Path, conversion: Conversion) -> dict[str, dict[str, Any]]:
@@ -134,7 +135,7 @@ def _done(out: Path, conversion: Conversion) -> dict[str, dict[str, Any]]:
         if "frames" in result and (conversion.form == "lists" or conversion.target(result["id"]).exists()):
             done[result["id"]] = result
     # Without a broken last line, to which the next one would be joined.
-    _write(out / "done.jsonl", "".join(json.dumps(result) + "\n" for result in done.values()))
+    write_text(out / "done.jsonl", "".join(json.dumps(result) + "\n" for result in done.values()))
     return done
 
 
@@ -174,13 +175,13 @@ def _finish(
     done: dict[str, dict[str, Any]],
     conversion: Conversion,
 ) -> dict[str, Any]:
-    _write(out / "labels.json", _annotation(annotations, "labels").read_text(encoding="utf-8"))
+    write_text(out / "labels.json", _annotation(annotations, "labels").read_text(encoding="utf-8"))
     for part, videos in parts.items():
         ready = [video for video in videos if "frames" in done[video.name]]
         names = {video.name for video in ready}
         entries = json.loads(_annotation(annotations, part).read_text(encoding="utf-8"))
         kept = [entry for entry in entries if entry["id"] in names]
-        _write(out / f"{part}.json", json.dumps(kept, indent=0, ensure_ascii=False) + "\n")
+        write_text(out / f"{part}.json", json.dumps(kept, indent=0, ensure_ascii=False) + "\n")
         if conversion.form == "frames":
             rows = [HEADER]
             for number, video in enumerate(ready):
@@ -189,7 +190,7 @@ def _finish(
                     for time in range(done[video.name]["frames"])
                 ]
             (out / "frame_lists").mkdir(exist_ok=True)
-            _write(out / "frame_lists" / f"{PARTS[part]}.csv", "\n".join(rows) + "\n")
+            write_text(out / "frame_lists" / f"{PARTS[part]}.csv", "\n".join(rows) + "\n")
         else:
             paths = [
                 f"videos/{video.name}.mp4" if conversion.form == "mp4" else os.path.abspath(files[video.name])
@@ -197,7 +198,7 @@ def _finish(
             ]
             rows = [f"{path} {video.label}" for path, video in zip(paths, ready, strict=True)]
             for name in (PARTS[part], *(["test"] if part == "validation" else [])):  # VideoMAE tests on the same videos
-                _write(out / f"{name}.csv", "\n".join(rows) + "\n")
+                write_text(out / f"{name}.csv", "\n".join(rows) + "\n")
     report = {
         "videos": {part: len(videos) for part, videos in parts.items()},
         "ready": {part: sum("frames" in done[video.name] for video in videos) for part, videos in parts.items()},
@@ -208,15 +209,8 @@ def _finish(
             if "broken" in done[video.name]
         ],
     }
-    _write(out / "report.json", json.dumps(report, indent=2) + "\n")
+    write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
     return report
-
-
-def _write(file: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
-    scratch = file.with_name(f".{file.name}-{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, file)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -238,12 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; 0: only this one")
     parser.add_argument("--limit", type=int, help="the first videos of each part only, to try it out")
     options = vars(parser.parse_args(argv))
-    try:
+    with errors_in_a_sentence(goes_on=True):
         report = prepare(options.pop("annotations"), options.pop("videos"), options.pop("out"), **options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped: the same command goes on where it was")
     for part, number in report["videos"].items():
         print(f"{part}: {report['ready'][part]} of {number} videos are ready")
     for broken in report["broken"][:10]:

@@ -7,7 +7,6 @@ sines and cosines. transformers writes older names of the attention's biases tha
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -16,14 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from frozenllm.core.state_dicts import load_exactly
+from frozenllm.core.state_dicts import kept_weights, load_exactly
 from frozenllm.core.weights.files import SafetensorsFile, TensorFiles, open_tensor_files, read_json
 from frozenllm.core.weights.official import OfficialFile
 from frozenllm.video.model import FrozenLLMVideoMAE
 
 __all__ = ["load_host_checkpoint", "to_original", "to_transformers"]
 
-_logger = logging.getLogger(__name__)
 
 _STEM = {"patch_embed.proj.": "videomae.embeddings.patch_embeddings.projection.", "norm.": "videomae.layernorm."}
 _TAIL = {"head.": "classifier."}
@@ -149,9 +147,7 @@ def load_host_checkpoint(
         kept |= {name for name in own if name.startswith("fc_norm.")} - state.keys()
     hint = "; head=False keeps the model's own head" if head else " (the head was left out)"
     load_under_own_names(model, state, where, left_out=kept, hint=hint)
-    names = sorted(name for name, _ in model.named_parameters() if name in kept)
-    _logger.info("%s: read into the host; not in it, so kept as they are: %s.", where, ", ".join(names) or "none")
-    return names
+    return kept_weights(model, kept, where)
 
 
 def load_under_own_names(

@@ -22,16 +22,13 @@ from frozenllm.core.study import (
     LAYER,
     activations_of,
     check_counts,
-    pictured_indices,
+    opened,
     read_studied,
-    spread_indices,
-    studied_device,
+    readable,
+    shown_of,
     study_cli,
     tokens_at,
-    validation_batches,
-    validation_data,
 )
-from frozenllm.core.training import UNREADABLE
 from frozenllm.video.data import VideoDataset
 from frozenllm.video.model import FrozenLLMVideoMAE
 from frozenllm.video.study_pictures import chart, sheet, shown
@@ -59,20 +56,13 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
     """
     check_counts(limit, samples)
     saved = read_studied(run, weights).expect("a video classifier", "videomae")
-    data, device = validation_data(saved), studied_device(saved)
+    model, data, pictured, batches = opened(saved, limit, samples)
     assert isinstance(data, VideoDataset)
-    model = saved.build().to(device)
     assert isinstance(model, FrozenLLMVideoMAE)
     truth = read_truth(data)
-    studied = spread_indices(len(data), limit)
-    pictured = pictured_indices(studied, samples)
     scores, profiles, result = Scores(), {}, Study("Which tokens and frames of a clip are active?", "video")
     known_moves = 0
-    for indices, batch in validation_batches(saved, data, limit, device):
-        keep = (batch["targets"] != UNREADABLE).nonzero().flatten().tolist()
-        if not keep:
-            continue
-        clips, indices = batch["inputs"][keep], [indices[place] for place in keep]
+    for indices, clips, labels in readable(batches):
         outputs, tokens = tokens_at(model, clips, layer=model.llm, host=lambda clips=clips: model.tokens(clips))
         truths = [None if truth is None else truth.clip(index, model.grid) for index in indices]
         on_object, moves = _stacked(truths, model.grid)
@@ -84,10 +74,9 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
         guesses = outputs.argmax(dim=1).tolist()
         for row, index in enumerate(indices):
             if index in pictured:
-                label, clip = int(batch["targets"][keep[row]]), pixels(clips[row].cpu(), data.transform)  # type: ignore
-                title = f"{_name(saved.cfg, label)}, predicted {_name(saved.cfg, guesses[row])}"
-                values = {f"{kind} at {tap}": v[row] for (tap, kind), v in active.items() if tap in (HOST, LAYER)}
-                result.samples.append(_sample(title, clip, values, truths[row], model.grid))
+                clip = pixels(clips[row].cpu(), data.transform)  # type: ignore
+                title = f"{_name(saved.cfg, labels[row])}, predicted {_name(saved.cfg, guesses[row])}"
+                result.samples.append(_sample(title, clip, shown_of(active, row), truths[row], model.grid))
                 result.samples[-1].key = str(index)
     if not len(scores):
         raise ValueError(f"Not one validation clip of {run} can be read.")
@@ -150,7 +139,7 @@ def _partly(moves: Tensor | None) -> Tensor:
 
 
 def _sample(
-    title: str, clip: Tensor, values: dict[str, Tensor], truth: ClipTruth | None, grid: tuple[int, int, int]
+    title: str, clip: Tensor, values: dict[str, list[float]], truth: ClipTruth | None, grid: tuple[int, int, int]
 ) -> Sample:
     """A clip (T, 3, S, S) as its tokens see it: a picture for each of their times, the first of its frames."""
     times, rows, columns = grid
@@ -163,7 +152,7 @@ def _sample(
             caption += ", moving" if truth.moves[time] else ", resting"
         frames.append(Frame(picture, grid_marks(rows, columns, time * rows * columns), caption))
     relevant = None if truth is None else truth.on_object.flatten().tolist()
-    return Sample(title, frames, {name: v.tolist() for name, v in values.items()}, relevant)
+    return Sample(title, frames, values, relevant)
 
 
 def _name(cfg: object, label: int) -> str:

@@ -6,7 +6,8 @@ about a minute.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -17,9 +18,8 @@ from frozenllm.core.training import (
     METRICS,
     MODELS,
     TRANSFORMS,
-    compare,
+    compare_toys,
     hosts,
-    print_table,
     run_tool,
 )
 from frozenllm.video import data
@@ -30,7 +30,6 @@ from frozenllm.video.model import FrozenLLMVideoMAE, videomae_config
 
 CONFIG = "frozenllm.video.conf"
 METRIC = "accuracy/top1"
-ARMS = {"host alone": ["llm=none"], "+ frozen bundled block": ["llm=bundled"]}
 
 
 def build_videomae(
@@ -86,18 +85,11 @@ METRICS.register_module("VideoAccuracy", module=VideoAccuracy)
 
 def toy() -> None:
     """The host alone beside the host with the frozen layer, on the toy data."""
-    results = compare(CONFIG, ARMS, overrides=["recipe=moving_digits", "runs=runs/toy"])
-    print()
-    print_table(results, METRIC)
+    compare_toys(CONFIG, ["recipe=moving_digits"], METRIC)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
-
-    Args:
-        argv: Overrides in Hydra's grammar; None for the process's arguments. Without any, `toy` runs.
-    """
-    run_tool(CONFIG, toy, argv)
+main = partial(run_tool, CONFIG, toy)
+"""The command line; takes overrides in Hydra's grammar, or None for the process's. Without any, `toy` runs."""
 
 
 if __name__ == "__main__":

@@ -196,6 +196,6 @@ def tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
                 archive.members.clear()  # it keeps every member otherwise: a gigabyte for ImageNet
                 if member.isreg() and not member.issparse():
                     yield member
-    except tarfile.ReadError as error:
+    except (tarfile.ReadError, OverflowError) as error:  # the second from a length of thousands of digits
         cause = "it is cut short" if "unexpected end" in str(error) else "it is damaged, or compressed: unpack it first"
         raise ValueError(f"{path} cannot be read as an uncompressed tar file: {cause}.") from error

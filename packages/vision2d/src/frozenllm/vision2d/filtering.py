@@ -21,6 +21,7 @@ from pathlib import Path
 
 from frozenllm.core.training import compose_config, errors_in_a_sentence, folder_of_run, train
 from frozenllm.vision2d.arms import Arm, compare_arms, draw, report_text
+from frozenllm.vision2d.masks import TokenRule
 from frozenllm.vision2d.measures import measure
 from frozenllm.vision2d.study import OPTIONS, describe
 from frozenllm.vision2d.toy_imagenet_s import write_toy_imagenet_s
@@ -153,6 +154,25 @@ def _named(paths: Sequence[Path]) -> dict[str, list[Path]]:
     raise ValueError("A run is given twice.")
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what would be noticed only after the toy arms are trained.
+
+    Raises:
+        ValueError: An option makes no sense.
+    """
+    for name, least in (("jobs", 1), ("epochs", 1), ("limit", 1), ("seeds", 0)):
+        value = getattr(options, name)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and number < least:
+                raise ValueError(f"--{name} must be {least} or more, not {number}.")
+    for run in options.runs:
+        if not run.expanduser().exists():
+            raise ValueError(f"There is no run at {run}.")
+    TokenRule(options.rule)
+    if options.masks is not None and not Path(options.masks).expanduser().is_dir():
+        raise ValueError(f"--masks: there is no folder {options.masks}.")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line.
 
@@ -176,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     start = time.perf_counter()
     with errors_in_a_sentence():
+        _check(options)
         runs = (
             _named(options.runs)
             if options.runs

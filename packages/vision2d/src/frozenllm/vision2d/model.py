@@ -207,7 +207,7 @@ class FrozenLLMViT(VisionTransformer, HubModel):
         """As in timm; the frozen layer goes with the block that it follows."""
         taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if self.llm_index > len(self.blocks):
-            self.llm = None
+            self.llm, self.llm_index = None, len(self.blocks)
         return taken
 
     @torch.jit.ignore

@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from frozenllm.core.official import RECORD, OfficialModel, read_official
-from frozenllm.core.state_dicts import load_exactly
+from frozenllm.core.state_dicts import kept_weights, load_exactly
 from frozenllm.core.weights.files import SafetensorsFile
 from frozenllm.core.weights.official import OfficialFile
 from frozenllm.vision2d.model import FrozenLLMViT
@@ -62,6 +64,7 @@ def load_host_checkpoint(
     """Start a host from the weights of a plain vision transformer: timm's, DeiT's, or what timm can convert.
 
     Position embeddings of another resolution are resampled, as timm does; anything else that does not fit is refused.
+    A file does not say how its patches lie: timm takes them for a square. A model says it, and how it computes.
 
     Args:
         model: The model with the frozen layer; its host is overwritten.
@@ -83,10 +86,15 @@ def load_host_checkpoint(
             f"{where}: its patches have {patch.shape[-2]} x {patch.shape[-1]} pixels, the model's "
             f"{ours.shape[-2]} x {ours.shape[-1]}."
         )
-    grid = state.get("pos_embed")
+    if isinstance(source, nn.Module):
+        _check_alike(where, source, model)
+    positions = state.get("pos_embed")
+    known = _own_positions(source, model, positions)
     state = checkpoint_filter_fn(state, model)
-    if grid is not None and grid.shape != state["pos_embed"].shape:
-        _logger.info("%s: position embeddings resampled from %s tokens.", where, grid.shape[1])
+    if known is not None:
+        state["pos_embed"] = known  # timm took their grid for that of the variant's name
+    if positions is not None and state.get("pos_embed") is not positions:
+        _logger.info("%s: position embeddings resampled from %s tokens.", where, positions.shape[1])
     if not head:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     foreign = [name for name in state if name.startswith(("llm.", "llama"))]
@@ -98,9 +106,38 @@ def load_host_checkpoint(
     kept = {name for name in model.state_dict() if name.startswith("llm.") or (not head and name.startswith("head."))}
     hint = "" if head else " (the head was left out)"
     load_exactly(model, state, where, left_out=kept, hint=hint or "; head=False keeps the model's own head")
-    names = sorted(name for name, _ in model.named_parameters() if name in kept)
-    _logger.info("%s: read into the host; not in it, so kept as they are: %s.", where, ", ".join(names) or "none")
-    return names
+    return kept_weights(model, kept, where)
+
+
+def _check_alike(where: str, source: nn.Module, model: FrozenLLMViT) -> None:
+    """Raise where a model with the same weights computes something else: no weight tells its heads or activation."""
+    for what, option in (("attn.num_heads", "num_heads"), ("mlp.act", "act_layer")):
+        theirs, ours = (_of_first_block(host, what) for host in (source, model))
+        if theirs is not None and theirs != ours:
+            raise ValueError(
+                f"{where}: {what} of its blocks is {theirs}, the model's is {ours}; give the model {option}."
+            )
+
+
+def _of_first_block(model: Any, what: str) -> Any:
+    try:
+        value = attrgetter(what)(model.blocks[0])
+    except (AttributeError, TypeError, IndexError):
+        return None
+    return type(value).__name__ if isinstance(value, nn.Module) else value
+
+
+def _own_positions(source: Any, model: FrozenLLMViT, positions: Tensor | None) -> Tensor | None:
+    """A model's position embeddings on the grid of the other; None where its own grid is not known."""
+    grid = getattr(getattr(source, "patch_embed", None), "grid_size", None)
+    if grid is None or positions is None or positions.ndim != 3 or model.pos_embed is None:
+        return None
+    prefix, target = positions.shape[1] - math.prod(grid), list(model.patch_embed.grid_size)
+    if prefix != model.pos_embed.shape[1] - math.prod(target):
+        return None
+    if list(grid) == target:
+        return positions
+    return resample_abs_pos_embed(positions, target, list(grid), num_prefix_tokens=prefix)
 
 
 def _host_settings(stored: OfficialModel, num_heads: int | None) -> dict[str, Any]:

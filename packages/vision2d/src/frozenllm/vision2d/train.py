@@ -6,7 +6,8 @@ on a CPU in about a minute.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import timm
@@ -18,9 +19,8 @@ from frozenllm.core.training import (
     MODELS,
     TRANSFORMS,
     call_with_options,
-    compare,
+    compare_toys,
     hosts,
-    print_table,
     run_tool,
 )
 from frozenllm.vision2d.data import Mixup, digits, image_folder
@@ -30,7 +30,6 @@ from frozenllm.vision2d.toy_imagenet_s import toy_imagenet_s
 
 CONFIG = "frozenllm.vision2d.conf"
 METRIC = "accuracy/top1"
-ARMS = {"host alone": ["llm=none"], "+ frozen bundled block": ["llm=bundled"]}
 
 
 def build_vit(
@@ -79,18 +78,11 @@ TRANSFORMS.register_module("mixup", module=Mixup)
 
 def toy() -> None:
     """The host alone beside the host with the frozen layer, on the toy data."""
-    results = compare(CONFIG, ARMS, overrides=["recipe=digits", "runs=runs/toy"])
-    print()
-    print_table(results, METRIC)
+    compare_toys(CONFIG, ["recipe=digits"], METRIC)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
-
-    Args:
-        argv: Overrides in Hydra's grammar; None for the process's arguments. Without any, `toy` runs.
-    """
-    run_tool(CONFIG, toy, argv)
+main = partial(run_tool, CONFIG, toy)
+"""The command line; takes overrides in Hydra's grammar, or None for the process's. Without any, `toy` runs."""
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ class FrozenLLMForImageClassification(PreTrainedModel):
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is the mean of its batch: Trainer divides it by the accumulated batches
     _no_split_modules = ("LLMBlock",)
 
     def __init__(
@@ -105,7 +106,7 @@ class FrozenLLMForImageClassification(PreTrainedModel):
         Args:
             pixel_values: Images, (B, C, H, W).
             labels: Classes (B,), or their probabilities (B, C), as mixup gives.
-            **kwargs: Not used (``num_items_in_batch`` of ``Trainer``, for one).
+            **kwargs: Not used.
 
         Returns:
             ``loss`` (scalar or None) and ``logits`` (B, C).

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from frozenllm.core.analysis import magnitude, tapped
+from frozenllm.core.commands.common import parse_device
 from frozenllm.core.training import BrokenSample
 from frozenllm.vqa.images import ImageFile, clip_transform
 from frozenllm.vqa.meter.model import MeterVQA
@@ -46,7 +47,7 @@ class Answerer:
     def __init__(self, checkpoint: str | os.PathLike[str], device: str = "cpu") -> None:
         model, cfg = load_run(checkpoint, "question answering", "meter_vqa")
         assert isinstance(model, MeterVQA)
-        self.device = torch.device(device)
+        self.device = parse_device(device)
         self.model = model.to(self.device)
         self.transform = clip_transform(int(cfg.data.image_size))
         self.tokens = TextTokens(tokenizer_source(cfg.data.tokenizer), int(cfg.data.max_text_len))

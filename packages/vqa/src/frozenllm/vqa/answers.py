@@ -48,8 +48,10 @@ def build_vocabulary(majority_answers: Iterable[str], min_count: int = MIN_COUNT
         min_count: Occurrences that make an answer a class.
 
     Raises:
-        ValueError: No answer is that frequent.
+        ValueError: No answer is that frequent, or the number is no count.
     """
+    if isinstance(min_count, bool) or not isinstance(min_count, int) or min_count < 1:
+        raise ValueError(f"data.answers.min_count must be a whole number from 1, not {min_count!r}.")
     counts = Counter(normalize(answer) for answer in majority_answers)
     answers = [answer for answer, count in counts.items() if count >= min_count]
     if not answers:
@@ -77,6 +79,8 @@ def find_answers(source: AnswerSource, answers_of: Callable[..., tuple[str, ...]
     Raises:
         ValueError: The data or the file cannot be read, or holds no such answers.
     """
+    if isinstance(source, str | bool):
+        raise ValueError(f"The answers must be a list, a number of them or a group of keys, not {source!r}.")
     if isinstance(source, int):
         return tuple(f"answer {place}" for place in range(source))
     if not isinstance(source, Mapping):
@@ -103,6 +107,8 @@ def read_answers(path: str | Path) -> tuple[str, ...]:
         except (OSError, ValueError) as error:
             raise ValueError(f"The vocabulary {path} cannot be read as JSON ({error}).") from error
         if isinstance(content, dict):
+            if not all(isinstance(number, int) for number in content.values()):
+                raise ValueError(f"{path} is not a vocabulary: every answer must have the number of its class.")
             content = sorted(content, key=lambda answer: content[answer])
         if not isinstance(content, list) or not all(isinstance(answer, str) for answer in content):
             raise ValueError(f"{path} is not a vocabulary: it must hold a list of answers, or answers with numbers.")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
+from frozenllm.core.training import errors_in_a_sentence
 from frozenllm.vqa.answerer import TAPS, Answerer
 
 _CHOICES = {"tokens that leave the frozen layer": TAPS[0], "tokens that enter it": TAPS[1]}
@@ -93,12 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    try:
-        serve(Answerer(args.run, args.device), host=args.host, port=args.port)
-    except (ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: The page cannot be served on {args.host}:{args.port} ({error}).")
+    with errors_in_a_sentence():
+        answerer = Answerer(args.run, args.device)
+        try:
+            serve(answerer, host=args.host, port=args.port)
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"The page cannot be served on {args.host}:{args.port} ({error}).") from error
 
 
 if __name__ == "__main__":

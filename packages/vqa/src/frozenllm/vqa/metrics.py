@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from frozenllm.core.training import UNREADABLE, Metric
+from frozenllm.core.training import UNREADABLE, Metric, ReadableMetric
 from frozenllm.core.training.distributed import is_main
-from frozenllm.vqa.scoring import ranks_of_images, recalls, vqa_accuracy, write_evalai
+from frozenllm.vqa.scoring import KS, ranks_of_images, recalls, vqa_accuracy, write_evalai
 
 logger = logging.getLogger(__name__)
 
 ANSWER_TYPES = {"yes/no": "yes_no", "number": "number", "other": "other"}
 
 
-class VQAScore(Metric):
+class VQAScore(ReadableMetric):
     """The official VQA accuracy, in per cent: ``vqa/overall`` and by answer type ``vqa/yes_no|number|other``.
 
     ``vqa/soft`` is the worth of the answers by the soft score (METER's offline figure), which is also there for data
@@ -32,8 +33,9 @@ class VQAScore(Metric):
 
     default_prefix = "vqa"
 
-    def __init__(self, prefix: str | None = None) -> None:
-        super().__init__(prefix=prefix)
+    def figures(self) -> list[str]:
+        """What data can give: answer types and the annotators' answers need not be there."""
+        return ["overall", *ANSWER_TYPES.values(), "soft"]
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Judge every answer; an unreadable sample leaves None."""
@@ -45,29 +47,20 @@ class VQAScore(Metric):
             accuracy = vqa_accuracy(sample["answer"], known["answers"]) if known else None
             self.results.append((sample["worth"], accuracy, known["answer_type"] if known else None))
 
-    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """The named numbers.
-
-        Raises:
-            ValueError: No sample could be read.
-        """
-        judged = [entry for entry in results if entry is not None]
-        if not judged:
-            raise ValueError("Not one sample of the evaluated data could be read.")
+    def summarise(self, entries: list[tuple[float, float | None, str | None]]) -> dict[str, float]:
+        """The named numbers."""
         groups: dict[str, list[float]] = defaultdict(list)
-        for worth, accuracy, kind in judged:
+        for worth, accuracy, kind in entries:
             groups["soft"].append(worth)
             if accuracy is not None:
                 groups["overall"].append(accuracy)
                 if kind in ANSWER_TYPES:
                     groups[ANSWER_TYPES[kind]].append(accuracy)
-        figures = {
+        return {
             name: 100.0 * sum(groups[name]) / len(groups[name])
             for name in ("overall", *ANSWER_TYPES.values(), "soft")
             if groups[name]
         }
-        unreadable = len(results) - len(judged)
-        return {**figures, **({"unreadable": float(unreadable)} if unreadable else {})}
 
 
 class EvalAI(Metric):
@@ -86,6 +79,13 @@ class EvalAI(Metric):
     def __init__(self, path: str, prefix: str | None = None) -> None:
         super().__init__(prefix=prefix)
         self.path = Path(path).expanduser()
+        above = next(folder for folder in self.path.absolute().parents if folder.exists())
+        if self.path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+            raise ValueError(f"The answers cannot be written to {self.path}: choose another path of EvalAI's file.")
+
+    def figures(self) -> list[str]:
+        """``answers``."""
+        return ["answers"]
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep every answer."""
@@ -115,8 +115,9 @@ class Recall(Metric):
 
     default_prefix = "retrieval"
 
-    def __init__(self, prefix: str | None = None) -> None:
-        super().__init__(prefix=prefix)
+    def figures(self) -> list[str]:
+        """``ir@k``, ``tr@k`` and ``mean``."""
+        return [*(f"{name}@{k}" for name in ("ir", "tr") for k in KS), "mean"]
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep every image's scores with all captions."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from frozenllm.core.training import UNREADABLE
+from frozenllm.core.whole_files import whole_file
 from frozenllm.vqa.data.captions import GalleryDataset
 from frozenllm.vqa.meter.model import MeterRetrieval
 from frozenllm.vqa.scoring import recalls
@@ -168,8 +169,7 @@ def _write(path: Path | None, counts: Counts, fingerprint: str) -> None:
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    with open(scratch, "wb") as file:
+    with whole_file(path) as scratch, open(scratch, "wb") as file:
         np.savez(
             file,
             right=counts.right,
@@ -178,7 +178,6 @@ def _write(path: Path | None, counts: Counts, fingerprint: str) -> None:
             done=counts.done,
             fingerprint=fingerprint,
         )
-    scratch.replace(path)
 
 
 def _read(path: Path, fingerprint: str, captions: int, images: int) -> Counts:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from omegaconf import OmegaConf
 
+from frozenllm.core.commands.common import parse_device
 from frozenllm.core.training import errors_in_a_sentence, read_run
 from frozenllm.vqa.data import GalleryDataset, flickr30k
 from frozenllm.vqa.meter.model import MeterRetrieval
@@ -41,6 +42,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     Raises:
         ValueError: The checkpoint, the data or an option does not fit.
     """
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"The limit must be 1 or more, not {args.limit}.")
+    device = parse_device(args.device)
     saved = ready(read_run(args.run).expect("retrieval", "meter_retrieval"))
     model, cfg = saved.build(), saved.cfg
     assert isinstance(model, MeterRetrieval)
@@ -50,7 +54,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     settings.pop("type")
     data = flickr30k(**settings)
     assert isinstance(data, GalleryDataset)
-    device = torch.device(args.device)
     figures = stream_recalls(
         model_scorer(model.to(device), data, device),
         data.own,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from frozenllm.core.whole_files import write_text
 from frozenllm.vqa.normalize import normalize_words, strip_punctuation, tidy
 
 KS = (1, 5, 10)
@@ -88,7 +89,5 @@ def write_evalai(answers: Iterable[Mapping[str, Any]], path: str | os.PathLike[s
     entries = [{"question_id": number, "answer": by_id[number]} for number in sorted(by_id)]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(json.dumps(entries) + "\n")
-    scratch.replace(path)
+    write_text(path, json.dumps(entries) + "\n")
     return len(entries)

@@ -28,14 +28,11 @@ from frozenllm.core.study import (
     WEIGHTS,
     activations_of,
     check_counts,
-    pictured_indices,
+    opened,
     read_studied,
-    spread_indices,
-    studied_device,
+    shown_of,
     study_cli,
     tokens_at,
-    validation_batches,
-    validation_data,
 )
 from frozenllm.core.training import UNREADABLE, SavedRun
 from frozenllm.vqa.data.questions import VQADataset
@@ -83,17 +80,14 @@ def study(run: str | Path, *, limit: int | None = None, samples: int = 6, weight
 
 
 def _study(saved: SavedRun, limit: int | None, samples: int) -> Study:
-    data, device = validation_data(saved), studied_device(saved)
+    model, data, pictured, batches = opened(saved, limit, samples)
     assert isinstance(data, VQADataset)
-    model = saved.build().to(device)
     assert isinstance(model, MeterVQA)
     layer = getattr(model.trunk.llm, "visual", None)
     side = model.trunk.image_encoder.grid
-    studied = spread_indices(len(data), limit)
-    pictured = pictured_indices(studied, samples)
     scores, result = Scores(), Study("Which patches of an image are active, given a question?", "vqa")
     known = False
-    for indices, batch in validation_batches(saved, data, limit, device):
+    for indices, batch in batches:
         keep = (batch["targets"] != UNREADABLE).any(dim=1).nonzero().flatten().tolist()
         if not keep:
             continue
@@ -114,21 +108,20 @@ def _study(saved: SavedRun, limit: int | None, samples: int) -> Study:
         answers = outputs.argmax(dim=1).tolist()
         for row, place in enumerate(keep):
             if indices[place] in pictured:
-                values = {f"{k} at {t}": v[row] for (t, k), v in active.items() if t in (HOST, LAYER, WEIGHTS)}
                 said = model.answers.names[answers[row]]
                 title = f"{records[row].question} Answered {said}, {_truly(records[row])}"
                 picture = _picture(inputs["pixel_values"][row].cpu())
                 relevant = None if asked is None or not bool(asked[row].any()) else asked[row].tolist()
                 frame = Frame(picture, grid_marks(side, side), "the image as the model sees it")
-                lists = {name: value.tolist() for name, value in values.items()}
-                result.samples.append(Sample(title, [frame], lists, relevant, str(indices[place])))
+                shown = shown_of(active, row)
+                result.samples.append(Sample(title, [frame], shown, relevant, str(indices[place])))
     if not len(scores):
         raise ValueError(f"Not one validation question of {saved.path} can be read.")
     result.findings = scores.findings() + scores.changes(HOST, LAYER, _CHANGES)
     result.notes = _notes(known, layer is not None)
     if result.samples:
-        shown = sorted(result.samples, key=lambda sample: sample.relevant is None)[:_SHOWN]
-        result.pictures["Activation of the patches; framed: what is asked about"] = figure(shown, side)
+        first = sorted(result.samples, key=lambda sample: sample.relevant is None)[:_SHOWN]
+        result.pictures["Activation of the patches; framed: what is asked about"] = figure(first, side)
     return result
 
 

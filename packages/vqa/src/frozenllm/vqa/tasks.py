@@ -55,6 +55,8 @@ class RetrievalTask(Task):
         self, model: Any, batch_transform: Any = None, precision: str = "fp32", match_weight: float = 1.0
     ) -> None:
         super().__init__(model, batch_transform, precision)
+        if match_weight < 0:
+            raise ValueError(f"task.match_weight must be a number from 0, not {match_weight}.")
         self.match_weight = match_weight
 
     def loss(self, outputs: Mapping[str, Tensor], targets: Any, **extra: Any) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from frozenllm.core.weights.hub import check_hub
 from frozenllm.vqa.toy import write_encoders
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ class TextTokens:
         from transformers import AutoTokenizer
 
         local = Path(source).expanduser()
+        if not local.is_dir():
+            check_hub(source)
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(local) if local.is_dir() else source)
             self._backend = tokenizer.backend_tokenizer

@@ -11,7 +11,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from frozenllm.core.training import DATASETS, FUNCTIONS, METRICS, MODELS, TRANSFORMS, compare, print_table, run_tool
+from frozenllm.core.training import (
+    DATASETS,
+    FUNCTIONS,
+    HOST_AND_LAYER,
+    METRICS,
+    MODELS,
+    TRANSFORMS,
+    compare_toys,
+    run_tool,
+)
 from frozenllm.vqa.data import flickr30k, vqav2
 from frozenllm.vqa.meter import build_retrieval, build_vqa
 from frozenllm.vqa.metrics import EvalAI, Recall, VQAScore
@@ -23,7 +32,6 @@ from frozenllm.vqa.tasks import DrawMatches, RetrievalTask, VQATask
 from frozenllm.vqa.text import collate
 
 CONFIG = "frozenllm.vqa.conf"
-HOST, LAYER, BLIND = "host alone", "+ frozen bundled block", "question only (no image)"
 
 MODELS.register_module("meter_vqa", module=build_vqa)
 MODELS.register_module("meter_retrieval", module=build_retrieval)
@@ -65,7 +73,7 @@ TOYS = {
         metric="vqa/overall",
         others=("vqa/yes_no", "vqa/number", "vqa/other"),
         note="Answers are balanced for every question, so that the question alone gives no more than its prior.",
-        arms={BLIND: ["llm=none", "model.blind=true"]},
+        arms={"question only (no image)": ["llm=none", "model.blind=true"]},
     ),
     "retrieval": Toy(
         metric="retrieval/ir@1",
@@ -88,10 +96,7 @@ TOYS = {
 def toy(task: str = "vqa") -> None:
     """The host alone beside the host with the frozen layer, on the toy data of a task."""
     chosen = TOYS[task]
-    arms = {HOST: ["llm=none"], LAYER: ["llm=bundled"], **chosen.arms}
-    results = compare(CONFIG, arms, overrides=[f"task={task}", "runs=runs/toy"])
-    print()
-    print_table(results, chosen.metric)
+    results = compare_toys(CONFIG, [f"task={task}"], chosen.metric, HOST_AND_LAYER | chosen.arms)
     print()
     for result in results:
         figures = ", ".join(f"{name} {result.mean(name):.1f}" for name in chosen.others)

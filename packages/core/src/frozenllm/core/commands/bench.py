@@ -44,8 +44,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time the cases and print them; returns the exit code."""
-    for name in ("hidden", "heads", "dim", "tokens", "batch", "repeats"):
-        if getattr(args, name) < 1:
+    for name in ("hidden", "heads", "ffn", "dim", "tokens", "batch", "repeats"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be positive, not {getattr(args, name)}.")
     device = parse_device(args.device)
     dtype = parse_dtype(args.dtype)

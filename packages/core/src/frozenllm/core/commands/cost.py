@@ -20,9 +20,9 @@ from frozenllm.core.cost import (
     layer_step,
     meta_block,
     meta_host,
-    process_memory,
     trained,
 )
+from frozenllm.core.memory import process_memory
 from frozenllm.core.packed import check_quantize
 from frozenllm.core.spec import BlockSpec
 from frozenllm.core.weights import parse_dtype, read_specs

@@ -18,7 +18,10 @@ from frozenllm.core.training.journal import HISTORY, by_epoch
 _WIDTH, _HEIGHT = 4.3, 2.95  # narrow, so that labels can still be read on a phone
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_REPRODUCIBLE: Any = {"svg.hashsalt": "frozenllm"}  # else every drawing has other ids
+_DRAWING: Any = {
+    "svg.hashsalt": "frozenllm",  # else every drawing has other ids
+    "text.parse_math": False,  # names may hold dollars
+}
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def _layers(section: Section) -> Figure | None:
 
 
 def _draw(draw: Callable[[Any], None], height: float = _HEIGHT) -> str:
-    with styled(), matplotlib.rc_context(_REPRODUCIBLE):
+    with styled(), matplotlib.rc_context(_DRAWING):
         figure = new_figure(_WIDTH, height)
         draw(figure.subplots())
         out = io.BytesIO()

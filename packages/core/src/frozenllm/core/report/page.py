@@ -16,6 +16,7 @@ from frozenllm.core.report.context import PICTURE, section_context
 from frozenllm.core.report.maps import picture_uri
 from frozenllm.core.report.runs import find_runs
 from frozenllm.core.report.studies import MODES
+from frozenllm.core.whole_files import write_text
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -93,12 +94,9 @@ def write_report(
     )
     environment.filters |= {"count": _count, "seconds": _seconds, "megabytes": _megabytes, "operations": _operations}
     text = environment.get_template("page.html").render(context)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        write_text(target, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ValueError(f"{target} cannot be written ({error.strerror}): name another file.") from error
     return target
 

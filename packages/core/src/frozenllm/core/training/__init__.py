@@ -13,10 +13,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 from frozenllm.core.training.cli import errors_in_a_sentence, run_cli, run_tool
-from frozenllm.core.training.compare import ArmResult, compare, print_table, table
+from frozenllm.core.training.compare import HOST_AND_LAYER, ArmResult, compare, compare_toys, print_table, table
 from frozenllm.core.training.composition import compose_config
 from frozenllm.core.training.guard import FrozenBlockChanged
-from frozenllm.core.training.metrics import Accuracy, CrossEntropy, Metric, ScoreMetric
+from frozenllm.core.training.metrics import Accuracy, CrossEntropy, Metric, ReadableMetric, ScoreMetric
 from frozenllm.core.training.optim import param_groups
 from frozenllm.core.training.options import call_with_options
 from frozenllm.core.training.registry import DATASETS, FUNCTIONS, METRICS, MODELS, TRANSFORMS
@@ -29,6 +29,7 @@ from frozenllm.core.training.tolerant import UNREADABLE, BrokenSample, TolerantD
 __all__ = [
     "DATASETS",
     "FUNCTIONS",
+    "HOST_AND_LAYER",
     "METRICS",
     "MODELS",
     "TRANSFORMS",
@@ -40,6 +41,7 @@ __all__ = [
     "CrossEntropy",
     "FrozenBlockChanged",
     "Metric",
+    "ReadableMetric",
     "RunResult",
     "SavedRun",
     "ScoreMetric",
@@ -48,6 +50,7 @@ __all__ = [
     "build_model",
     "call_with_options",
     "compare",
+    "compare_toys",
     "compose_config",
     "errors_in_a_sentence",
     "evaluate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -15,10 +16,12 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from mmengine.registry import build_from_cfg
 from omegaconf import DictConfig, open_dict
 
 from frozenllm.core.training.composition import CONFIG_ERRORS, VERSION_BASE, check_types, one_sentence, with_recipe
 from frozenllm.core.training.guard import FrozenBlockChanged
+from frozenllm.core.training.registry import mistake_in
 from frozenllm.core.training.run import evaluate, train
 
 _DEBUG = "HYDRA_FULL_ERROR"
@@ -56,8 +59,8 @@ def run_cli(
             os.environ[_DEBUG] = own
 
 
-def run_tool(package: str, toy: Callable[[], None], argv: Sequence[str] | None = None) -> None:
-    """What a training tool does: its toy run where nothing else is asked for, else `run_cli`.
+def run_tool(package: str, toy: Callable[[], Any], argv: Sequence[str] | None = None) -> None:
+    """The command line of a training tool: its toy run where nothing else is asked for, else `run_cli`.
 
     Args:
         package: See `run_cli`.
@@ -68,10 +71,8 @@ def run_tool(package: str, toy: Callable[[], None], argv: Sequence[str] | None =
     if arguments:
         run_cli(package, arguments)
         return
-    try:
+    with errors_in_a_sentence():
         toy()
-    except Exception as error:
-        sys.exit(report(error, os.environ.get(_DEBUG) == "1"))
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -108,17 +109,24 @@ def failure(error: BaseException) -> SystemExit:
 
 
 @contextmanager
-def errors_in_a_sentence() -> Iterator[None]:
+def errors_in_a_sentence(*, goes_on: bool = False) -> Iterator[None]:
     """What a command does inside ends with one sentence and status 1 where the user can mend it.
 
     For commands without a config; `run_cli` and `run_tool` do it for those that have one.
+
+    Args:
+        goes_on: The command goes on where it was when it is given again: said to a user who stops it.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        if not goes_on:
+            raise
+        sys.exit("stopped: the same command goes on where it was")
     except Exception as error:
         sentence = None if os.environ.get(_DEBUG) == "1" else users_error(error)
-        if sentence is None and isinstance(error, OSError) and error.filename is not None:
-            sentence = f"{error.filename}: {error.strerror}."
+        if sentence is None and isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+            sentence = f"{error.filename or 'The disk'}: {error.strerror}."
         if sentence is None:
             raise
         sys.exit(f"error: {sentence}")
@@ -154,10 +162,12 @@ def users_error(error: BaseException) -> str | None:
         return one_sentence(error)
     frames = list(traceback.walk_tb(error.__traceback__))
     origin = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+    if isinstance(error, ValueError) and origin.startswith("hydra."):
+        return f"The command line cannot be read ({str(error).splitlines()[0].removesuffix('.')})."
     if isinstance(error, FrozenBlockChanged | ImportError):
         return str(error)
     if not isinstance(error, ValueError):
-        return None
+        return mistake_in(error) if origin == build_from_cfg.__module__ else None
     if re.match(r"Caught \w+ in DataLoader worker", str(error)):
         return _workers_sentence(str(error))
     return str(error) if origin.startswith("frozenllm.") else None

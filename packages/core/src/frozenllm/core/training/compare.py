@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from frozenllm.core.training.composition import compose_config
 from frozenllm.core.training.run import RunResult, train
 
+HOST_AND_LAYER = {"host alone": ["llm=none"], "+ frozen bundled block": ["llm=bundled"]}
+"""The arms of a training tool's toy run, and their overrides."""
+
 
 @dataclass
 class ArmResult:
@@ -103,5 +106,24 @@ def table(results: Sequence[ArmResult], metric: str) -> str:
 
 
 def print_table(results: Sequence[ArmResult], metric: str) -> None:
-    """Print `table`."""
-    print(table(results, metric), flush=True)
+    """Print `table`, under an empty line."""
+    print(f"\n{table(results, metric)}", flush=True)
+
+
+def compare_toys(
+    package: str, overrides: Sequence[str], metric: str, arms: Mapping[str, Sequence[str]] = HOST_AND_LAYER
+) -> list[ArmResult]:
+    """What a training tool does by itself: train arms on toy data, one seed each, and print their table.
+
+    Args:
+        package: The domain's config package.
+        overrides: For all arms, such as the recipe.
+        metric: Of the table.
+        arms: See `compare`.
+
+    Returns:
+        One result per arm, in order; their runs lie in ``runs/toy``.
+    """
+    results = compare(package, arms, overrides=[*overrides, "runs=runs/toy"])
+    print_table(results, metric)
+    return results

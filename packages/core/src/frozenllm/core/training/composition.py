@@ -57,7 +57,7 @@ def with_recipe(cfg: DictConfig, recipe: str | None) -> DictConfig:
 
 
 def check_types(cfg: DictConfig, package: str, overrides: Sequence[str], groups: Container[str]) -> None:
-    """Refuse words and flags where the config has a number or a list, whichever domain's key it is.
+    """Refuse what is no number, list or flag where the config has one, whichever domain's key it is.
 
     Args:
         cfg: The composed config.
@@ -81,6 +81,8 @@ def check_types(cfg: DictConfig, package: str, overrides: Sequence[str], groups:
             continue
         if _is_number(before) and isinstance(now, str | bool):
             raise ValueError(f"{key} must be a number, not {now!r}.")
+        if isinstance(before, bool) and isinstance(now, str | int | float) and not isinstance(now, bool):
+            raise ValueError(f"{key} must be true or false, not {now!r}.")
         if isinstance(before, ListConfig) and isinstance(now, str | bool | int | float):
             raise ValueError(f"{key} must be a list such as [{now}], not {now!r}.")
 
@@ -125,6 +127,9 @@ def one_sentence(error: BaseException) -> str:
         if "No match in the defaults list" in text:
             return f"There is no config group {key.partition('@')[0]!r}: see --help for the groups."
         return f"There is no config key {key!r}: see --cfg job for the keys, or write +{key}=... to add one."
+    if match := re.match(r"Interpolation key '([^']+)' not found", text):
+        key = getattr(error, "full_key", None) or "A key"
+        return f"{key} refers to {match[1]}, which this config does not have: its config groups do not go together."
     if match := re.match(r"LexerNoViableAltException: (.*)", text):
         key, _, value = match[1].partition("=")
         return f"{match[1]} cannot be read: put such a value in two kinds of quotes, '{key}=\"{value}\"'."

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from frozenllm.core.block import ignore_blocks_in_ddp
+from frozenllm.core.layer import FrozenLLMLayer
 
 _Result = TypeVar("_Result")
 STRATEGIES = ("auto", "none", "ddp", "fsdp")
@@ -149,13 +150,14 @@ def _units(module: nn.Module) -> list[nn.Module]:
     """What is gathered and freed together: the members of the model's lists of layers, not what is inside them.
 
     A single convolution or norm is no unit: a unit's weights are there only while it is called, and hosts may use
-    those of the parts of a small `nn.Sequential` without calling them.
+    those of the parts of a small `nn.Sequential` without calling them. Nor is a layer of a language-model block one, of
+    which the exact shortcuts use the parts.
     """
     units: list[nn.Module] = []
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.Sequential) and len(child) > 1:
             layers = [layer for layer in child if next(layer.children(), None) is not None]
             units += [layer for layer in layers if any(p.requires_grad for p in layer.parameters())]
-        else:
+        elif not isinstance(child, FrozenLLMLayer):
             units += _units(child)
     return units

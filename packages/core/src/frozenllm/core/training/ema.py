@@ -67,8 +67,8 @@ class EMA(Hook):
     before_test_epoch, after_test_epoch = before_val_epoch, after_val_epoch
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Add the average to the checkpoint."""
-        checkpoint["ema"] = {name: value.cpu() for name, value in self.average.items()}
+        """Add the average to the checkpoint, tied parameters under all their names, as the state dict has them."""
+        checkpoint["ema"] = {name: self.average[first].cpu() for name, first in _all_names(runner.model).items()}
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Take the average from the checkpoint.
@@ -77,7 +77,7 @@ class EMA(Hook):
             ValueError: It has none, or one of another model.
         """
         saved, live = checkpoint.get("ema"), _trained(runner.model)
-        if saved is None or saved.keys() != live.keys():
+        if saved is None or saved.keys() not in (live.keys(), _all_names(runner.model).keys()):
             raise ValueError("The checkpoint has no moving average of this model: set optim.ema=null or start anew.")
         self.average = {name: saved[name].to(p.device, copy=True) for name, p in live.items()}
 
@@ -91,3 +91,10 @@ class EMA(Hook):
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in bare(model).named_parameters() if p.requires_grad}
+
+
+def _all_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a trained parameter, and the one that `_trained` has it under."""
+    first = {id(p): name for name, p in _trained(model).items()}
+    named = bare(model).named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in named if id(p) in first}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from frozenllm.core.training.distributed import on_main
 from frozenllm.core.training.faults import remove_halves
 from frozenllm.core.training.journal import HISTORY
 from frozenllm.core.training.lock import hold, let_go
+from frozenllm.core.whole_files import write_text
 
 CONFIG = "config.yaml"
 _OWN_FILES = (CONFIG, "environment.json", "evaluation.jsonl", "metrics.jsonl", "summary.json", "train.log")
@@ -157,16 +157,6 @@ def _put_back(folder: Path) -> None:
             shutil.rmtree(new)
         path.replace(new)
     (folder / _BEFORE).rmdir()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _report_changes(path: Path, cfg: DictConfig) -> None:

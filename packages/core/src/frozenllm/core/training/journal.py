@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import statistics
 import time
 from collections import defaultdict, deque
@@ -20,6 +19,7 @@ from frozenllm.core.training.distributed import is_main
 from frozenllm.core.training.faults import writing
 from frozenllm.core.training.plots import plot_history
 from frozenllm.core.training.registry import HOOKS
+from frozenllm.core.whole_files import write_text
 
 HISTORY = "metrics.jsonl"
 _UNCOUNTED = 3  # first steps of a process: they warm up caches and allocators
@@ -216,14 +216,18 @@ def by_epoch(path: Path, metric: str) -> tuple[dict[int, float], dict[int, float
     Returns:
         Both by epoch, counted from 1; empty where the file has none.
     """
-    training: dict[int, list[float]] = defaultdict(list)
+    training: dict[int, list[tuple[float, int]]] = defaultdict(list)
     validation: dict[int, float] = {}
+    before = 0
     for line in read_history(path):
-        if line["kind"] == "train" and "loss" in line:
-            training[line["epoch"]].append(line["loss"])
+        if line["kind"] == "train":
+            if "loss" in line:  # the mean of the iterations since the line before
+                training[line["epoch"]].append((line["loss"], max(1, line["iter"] - before)))
+            before = line["iter"]
         elif line["kind"] == "val" and metric in line:
             validation[line["epoch"]] = line[metric]
-    return {epoch: statistics.mean(losses) for epoch, losses in training.items()}, validation
+    means = {epoch: sum(loss * n for loss, n in part) / sum(n for _, n in part) for epoch, part in training.items()}
+    return means, validation
 
 
 def rewind_history(path: Path, iteration: int) -> None:
@@ -231,6 +235,4 @@ def rewind_history(path: Path, iteration: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_history(path) if line["iter"] <= iteration and line["kind"] != "test"]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -21,7 +21,20 @@ class Metric(BaseMetric):
     Subclasses give `process`, which appends one entry per sample to ``self.results``, and `compute_metrics`, which
     turns all entries into named numbers. mmengine's own gathering goes through pickle files in the working directory,
     which several machines need not share.
+
+    Args:
+        prefix: First part of the names; None for the class's own.
     """
+
+    def __init__(self, prefix: str | None = None) -> None:
+        super().__init__(prefix=prefix)
+
+    def figures(self) -> Sequence[str] | None:
+        """Names of the numbers that it may give, without prefix; None where they are known only with the numbers.
+
+        With them, a wrong ``best`` is refused before a run starts and not at its first validation.
+        """
+        return None
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Named numbers over all processes.
@@ -40,29 +53,16 @@ class Metric(BaseMetric):
         return {f"{self.prefix}/{name}" if self.prefix else name: value for name, value in metrics.items()}
 
 
-class ScoreMetric(Metric):
-    """A metric of every sample's ``scores`` (C,) and ``target``, over the samples that could be read.
+class ReadableMetric(Metric):
+    """A metric over the samples that could be read.
 
-    Where some could not (their target is `UNREADABLE`), their number is reported as ``<prefix>/unreadable``.
-    Subclasses give `judge` and `summarise`.
+    Where some could not (their entry is None), their number is reported as ``<prefix>/unreadable``. Subclasses give
+    `process` and `summarise`.
     """
-
-    @abstractmethod
-    def judge(self, scores: Tensor, targets: Tensor) -> list[Any]:
-        """One entry per sample, from scores (B, C) and targets (B,)."""
 
     @abstractmethod
     def summarise(self, entries: list[Any]) -> dict[str, float]:
         """Named numbers from the entries of all readable samples, of which there is at least one."""
-
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Read ``scores`` and ``target`` of every sample; an unreadable one leaves None."""
-        readable = [sample for sample in data_samples if int(sample["target"]) != UNREADABLE]
-        entries: Iterator[Any] = iter(())
-        if readable:
-            scores = torch.stack([sample["scores"] for sample in readable])
-            entries = iter(self.judge(scores, torch.tensor([int(sample["target"]) for sample in readable])))
-        self.results.extend(None if int(sample["target"]) == UNREADABLE else next(entries) for sample in data_samples)
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """What `summarise` gives, and ``unreadable`` where there are such samples.
@@ -75,6 +75,37 @@ class ScoreMetric(Metric):
             raise ValueError("Not one sample of the evaluated data could be read.")
         unreadable = len(results) - len(entries)
         return {**self.summarise(entries), **({"unreadable": float(unreadable)} if unreadable else {})}
+
+
+class ScoreMetric(ReadableMetric):
+    """A metric of every readable sample's ``scores`` (C,) and ``target``, which is `UNREADABLE` for the others.
+
+    Subclasses give `judge` and `summarise`.
+    """
+
+    @abstractmethod
+    def judge(self, scores: Tensor, targets: Tensor) -> list[Any]:
+        """One entry per sample, from scores (B, C) and targets (B,)."""
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Read ``scores`` and ``target`` of every sample; an unreadable one leaves None."""
+        readable = [sample for sample in data_samples if int(sample["target"]) != UNREADABLE]
+        entries: Iterator[Any] = iter(())
+        if readable:
+            scores = torch.stack([sample["scores"] for sample in readable])
+            entries = iter(self.judge(scores, torch.tensor([int(sample["target"]) for sample in readable])))
+        self.results.extend(None if int(sample["target"]) == UNREADABLE else next(entries) for sample in data_samples)
+
+
+def checked_topk(topk: Sequence[int]) -> tuple[int, ...]:
+    """The values of k that a config gives a metric.
+
+    Raises:
+        ValueError: They are no whole numbers from 1, or there is none.
+    """
+    if not isinstance(topk, Sequence) or not topk or not all(isinstance(k, int) and k >= 1 for k in topk):
+        raise ValueError(f"metrics: topk must be a list of positive numbers, not {topk!r}.")
+    return tuple(topk)
 
 
 @METRICS.register_module()
@@ -90,7 +121,11 @@ class Accuracy(ScoreMetric):
 
     def __init__(self, topk: Sequence[int] = (1,), prefix: str | None = None) -> None:
         super().__init__(prefix=prefix)
-        self.topk = tuple(topk)
+        self.topk = checked_topk(topk)
+
+    def figures(self) -> list[str]:
+        """``top<k>`` for every k."""
+        return [f"top{k}" for k in self.topk]
 
     def judge(self, scores: Tensor, targets: Tensor) -> list[tuple[bool, ...]]:
         """Whether the class is among the k best, for every k."""
@@ -108,6 +143,10 @@ class CrossEntropy(ScoreMetric):
     """Mean cross entropy on the evaluated data, in nats: ``cross_entropy/mean``."""
 
     default_prefix = "cross_entropy"
+
+    def figures(self) -> list[str]:
+        """``mean``."""
+        return ["mean"]
 
     def judge(self, scores: Tensor, targets: Tensor) -> list[float]:
         """The cross entropy of every sample."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -125,6 +126,10 @@ class EngineOptimWrapper(OptimWrapper):
 class ScaledOptimWrapper(AmpOptimWrapper):
     """Gradient scaling for float16 on a GPU; autocast itself belongs to the task."""
 
+    def optim_context(self, model: nn.Module) -> AbstractContextManager[None]:
+        """That of the plain wrapper: mmengine's own would compute losses under autocast too."""
+        return OptimWrapper.optim_context(self, model)
+
     def _clip_grad(self) -> None:
         clip_gradients(self)
 
@@ -160,6 +165,6 @@ class GroupedOptimizer:
             raise ValueError(f"torch.optim has no optimizer {settings['type']!r}: check optim.type.")
         try:
             optimizer: torch.optim.Optimizer = OPTIMIZERS.build(settings)
-        except (TypeError, ValueError) as error:  # torch's words name the option
+        except (TypeError, ValueError, IndexError) as error:  # torch's words name the option
             raise ValueError(f"optim: {settings['type']} cannot be made from these options: {error}.") from error
         return OPTIM_WRAPPERS.build({**self.wrapper, "optimizer": optimizer})

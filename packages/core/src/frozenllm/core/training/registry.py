@@ -7,10 +7,12 @@ mmengine's own; ``mmdet3d.VoteNet`` reaches another project's scope.
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from mmengine import registry as root
+from mmengine.registry import build_from_cfg
 
 SCOPE = "frozenllm"
 
@@ -35,6 +37,23 @@ class Registry(root.Registry):
                     f"{module.__module__}.{module.__qualname__} needs another one."
                 )
             super()._register_module(module, module_name=name, force=force)
+
+
+def mistake_in(error: BaseException) -> str | None:
+    """What an error of a registry's ``build`` says of the config it was given; None for an error of another kind.
+
+    That is a type that is not registered, or an argument that the type does not take.
+    """
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames or root.__name__.partition(".")[0] not in {name.partition(".")[0] for name in frames}:
+        return None
+    if isinstance(error, KeyError) and "registry" in str(error):  # mmengine's message goes on for several lines
+        return f"{str(error.args[0]).split('. ')[0]}: check the type, and the config's imports."
+    in_the_call = frames[-1] == build_from_cfg.__module__  # where arguments are missing, or too many
+    if isinstance(error, TypeError) and (in_the_call or "unexpected keyword argument" in str(error)):
+        said = str(error).replace(".__init__()", "").replace("()", "")
+        return f"{said}: check the keys beside its type in the config."
+    return None
 
 
 def _same(a: Callable[..., Any], b: Callable[..., Any]) -> bool:

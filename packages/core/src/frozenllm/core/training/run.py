@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,15 @@ from frozenllm.core.training.cost import first_sample, prediction_cost
 from frozenllm.core.training.distributed import is_main, join, pick_device
 from frozenllm.core.training.engine import Engine
 from frozenllm.core.training.faults import RunStopped, explained
-from frozenllm.core.training.folder import not_there, prepare, run_folder, withdraw, write_text
+from frozenllm.core.training.folder import not_there, prepare, run_folder, withdraw
 from frozenllm.core.training.journal import Journal
 from frozenllm.core.training.lock import let_go
+from frozenllm.core.training.registry import mistake_in
 from frozenllm.core.training.saving import Saver
 from frozenllm.core.training.settings import engine_settings, import_registrations
 from frozenllm.core.training.task import AUTOCAST
 from frozenllm.core.training.values import check_values
+from frozenllm.core.whole_files import write_text
 
 SUMMARY = "summary.json"
 
@@ -45,7 +49,8 @@ class RunResult:
         frozen: Numbers in frozen language-model blocks.
         epochs: Epochs trained.
         iterations: Iterations trained.
-        step_seconds: Median time of a training step with loading, in this process; None after very short runs.
+        step_seconds: Median time of a training step with loading, in this process or, where it made too few, in the one
+            that it resumed; None after very short runs.
         flops: Operations of one prediction (`cost.prediction_cost`); None with FSDP.
         dense_flops: The same without the exact shortcuts, as the official code computes it.
         latency: Seconds of one prediction, for one sample.
@@ -119,12 +124,13 @@ def _train(
         resume=resume_from is not None,
     )
     engine = _engine(settings)
+    _hook(engine, Saver).check_best(engine.val_loop.evaluator.metrics)  # type: ignore[union-attr]
     counts = model_counts(engine.bare_model)
     engine.logger.info(
         f"{folder}: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen parameters, on {device}"
         + (f" x {world} ({strategy})" if world > 1 else "")
     )
-    with explained(engine):
+    with explained(engine), _registered():
         engine.train()
         tested = _test(engine, cfg) if cfg.data.test and engine.train_loop.finished else {}
     saver, journal = _hook(engine, Saver), _hook(engine, Journal)
@@ -136,7 +142,7 @@ def _train(
         best=saver.best_record,
         epochs=engine.epoch,
         iterations=engine.iter,
-        step_seconds=journal.step_seconds,
+        step_seconds=journal.step_seconds or (_earlier_steps(folder) if resume_from else None),
         seconds=time.perf_counter() - start,
         finished=engine.train_loop.finished,
         **counts,
@@ -147,6 +153,14 @@ def _train(
             result = replace(result, **_cost(engine))
             _summarize(folder, result)
     return result
+
+
+def _earlier_steps(folder: Path) -> float | None:
+    """``step_seconds`` of the summary that is there; a finished run that is resumed makes no steps of its own."""
+    try:
+        return json.loads((folder / SUMMARY).read_text()).get("step_seconds")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _summarize(folder: Path, result: RunResult) -> None:
@@ -238,18 +252,25 @@ def _processes(cfg: DictConfig) -> tuple[torch.device, str, int]:
 
 
 def _engine(settings: dict[str, Any]) -> Engine:
-    try:
+    with _registered():
         engine = Engine.from_cfg(settings)
         # Built now, not when they are first run: a mistake in them should not show after days of training.
         engine.val_loop  # noqa: B018
         if engine._test_loop is not None:
             engine.test_loop  # noqa: B018
         return engine
-    except KeyError as error:
-        if "registry" in str(error):  # mmengine's message goes on for several lines
-            first = str(error.args[0]).split(". ")[0]
-            raise ValueError(f"{first}: check the type, and the config's imports.") from error
-        raise
+
+
+@contextlib.contextmanager
+def _registered() -> Iterator[None]:
+    """Around what mmengine builds from a config: a type that it does not find, or whose arguments are others, is a
+    mistake in the config."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        if (sentence := mistake_in(error)) is None:
+            raise
+        raise ValueError(sentence) from error
 
 
 def _hook(engine: Engine, kind: type[Hook]) -> Any:

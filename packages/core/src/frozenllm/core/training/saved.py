@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from yaml import YAMLError
 
 from frozenllm.core.training.checkpoint import FORMAT, load_model_state, read_checkpoint
 from frozenllm.core.training.settings import build_model, import_registrations
 
 _TASK_PREFIX = "model."
 _WEIGHTS = ("auto", "raw", "ema")
+_MISSING: Any = object()
 
 
 @dataclass
@@ -54,6 +58,21 @@ class SavedRun:
             raise ValueError(f"{self.path} is of a run of the model {kind!r}, not of {what}.")
         return self
 
+    def change(self, overrides: Iterable[str]) -> SavedRun:
+        """Change the config before `build`; returns itself.
+
+        A key of the group ``data`` changes in the splits that had it from there too.
+
+        Args:
+            overrides: Such as ``data.root=/data/argoverse2`` or ``llm.path=/models/llama-7b``.
+
+        Raises:
+            ValueError: One names no key of the config.
+        """
+        for override in overrides:
+            _change(self.cfg, override)
+        return self
+
     def build(self) -> nn.Module:
         """The plain module with these weights, in eval mode, on the CPU.
 
@@ -67,6 +86,31 @@ class SavedRun:
         state = {k.removeprefix(_TASK_PREFIX): v for k, v in self.state.items() if k.startswith(_TASK_PREFIX)}
         load_model_state(model, state, self.path)
         return model.eval()
+
+
+def _change(cfg: DictConfig, override: str) -> None:
+    key, equals, _ = override.partition("=")
+    try:
+        current = OmegaConf.select(cfg, key, default=_MISSING)
+        if not equals or current is _MISSING or (OmegaConf.is_dict(current) and not override.endswith("}")):
+            raise ValueError(
+                f"{override} does not change the run's config: write key=value with a key of its config.yaml."
+            )
+        _follow(cfg, key, override)
+        cfg.merge_with_dotlist([override])
+    except (OmegaConfBaseException, YAMLError, AttributeError) as error:  # the last: omegaconf's, of some broken keys
+        raise ValueError(f"{override} cannot be read as key=value with a key of the run's config.yaml.") from error
+
+
+def _follow(cfg: DictConfig, key: str, override: str) -> None:
+    """Change a key of the data group also in the splits that had it from there: a run's config is resolved."""
+    group, _, name = key.partition(".")
+    if group != "data" or name in ("train", "val", "test") or "." in name:
+        return
+    for role in ("train", "val", "test"):
+        source = cfg.data.get(role)
+        if source is not None and name in source and source[name] == cfg.data[name]:
+            cfg.merge_with_dotlist([f"data.{role}.{name}={override.partition('=')[2]}"])
 
 
 def read_run(path: str | Path, weights: str = "auto") -> SavedRun:
@@ -91,7 +135,7 @@ def read_run(path: str | Path, weights: str = "auto") -> SavedRun:
     cfg = OmegaConf.create(checkpoint["meta"]["config"])
     assert isinstance(cfg, DictConfig)
     if weights == "auto":
-        weights = cfg.optim.ema.evaluate if cfg.optim.ema else "raw"
+        weights = cfg.optim.ema.get("evaluate", "raw") if cfg.optim.ema else "raw"
     state = dict(checkpoint["state_dict"])
     if weights == "ema":
         if not checkpoint.get("ema"):
@@ -113,19 +157,30 @@ def is_run(path: str | Path) -> bool:
     """Whether a checkpoint is of this engine, and not of another project; a folder is taken for a run's.
 
     Raises:
+        ValueError: See `outline`.
+    """
+    return Path(path).expanduser().is_dir() or is_runs(outline(path))
+
+
+def is_runs(content: Any) -> bool:
+    """Whether the content of a checkpoint is this engine's."""
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def outline(path: str | Path) -> Any:
+    """What a checkpoint holds, of whichever project, its tensors without their values.
+
+    Raises:
         ValueError: There is no such file, it is damaged, or it holds objects other than tensors and plain values.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        return True
     if not path.is_file():
         raise ValueError(f"There is no checkpoint at {path}.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # official files hold their arguments
-            content = torch.load(path, map_location="meta", weights_only=True)
+            return torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # damaged pickles end in errors of every kind
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is damaged, or holds objects other than tensors and plain "
             "values."
         ) from error
-    return isinstance(content, dict) and content.get("format") == FORMAT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from frozenllm.core.training import checkpoint as files
 from frozenllm.core.training.distributed import on_main
 from frozenllm.core.training.faults import writing
 from frozenllm.core.training.folder import forget_overwritten
+from frozenllm.core.training.metrics import Metric
 from frozenllm.core.training.registry import HOOKS
 
 
@@ -56,10 +58,30 @@ class Saver(Hook):
         self._improved = False
         self._resumed_from: Path | None = None
 
+    def check_best(self, metrics: Sequence[Any]) -> None:
+        """Refuse a wrong ``best`` before anything is trained, where all metrics say what they give.
+
+        Args:
+            metrics: Those of the validation.
+
+        Raises:
+            ValueError: None of them gives it; the sentence names what they give.
+        """
+        known: list[str] = []
+        for metric in metrics:
+            figures = metric.figures() if isinstance(metric, Metric) else None
+            if figures is None:  # of another library, or by a name that depends on the data
+                return
+            known += [f"{metric.prefix}/{name}" if metric.prefix else name for name in figures]
+        if self.best is not None and self.best not in known:
+            raise ValueError(f"best={self.best} is none of the metrics: {', '.join(known)}; best=null picks none.")
+
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Save in mid-epoch."""
+        """Save in mid-epoch. From the first step on, a run that this one replaces is gone."""
+        if runner.train_loop.done_here == 0:
+            on_main(lambda: forget_overwritten(runner.folder))
         done = runner.iter + 1
         stops = runner.train_loop.done_here + 1 == runner.train_loop.stop_after
         self._due = self._due or stops or bool(self.every_iters and done % self.every_iters == 0)
@@ -88,11 +110,7 @@ class Saver(Hook):
             self._save(runner, runner.epoch, runner.iter)
 
     def before_train(self, runner: Any) -> None:
-        """Make up for the names that a run killed after its last checkpoint did not come to give it.
-
-        From here on a run that this one replaces is gone.
-        """
-        on_main(lambda: forget_overwritten(runner.folder))
+        """Make up for the names that a run killed after its last checkpoint did not come to give it."""
         if (resumed_from := self._resumed_from) is not None:
             self._improved = self.best_record is not None and self.best_record["iter"] == runner.iter
             on_main(lambda: self._name(resumed_from))

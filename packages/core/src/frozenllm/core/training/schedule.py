@@ -80,6 +80,8 @@ class WarmupSchedule(_ParamScheduler):
     ) -> None:
         if shape.get("shape", "cosine") not in SHAPES:
             raise ValueError(f"schedule.shape must be one of {', '.join(SHAPES)}, not {shape['shape']!r}.")
+        if delay > shape["epochs"]:
+            raise ValueError(f"schedule.delay ({delay}) must not be more than schedule.epochs={shape['epochs']}.")
         if shape.get("warmup", 0) >= shape["epochs"]:
             raise ValueError(
                 f"The warm-up ({shape['warmup']} epochs) must be shorter than the run (schedule.epochs="

@@ -106,12 +106,12 @@ def engine_settings(
     plain: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     runtime, data, optim = plain["runtime"], plain["data"], plain["optim"]
     precision = runtime["precision"]
-    if precision not in ("fp32", "bf16", "fp16"):
-        raise ValueError(f"runtime.precision must be fp32, bf16 or fp16, not {precision!r}.")
     if precision == "fp16" and (device.type == "cpu" or strategy == "fsdp"):
         raise ValueError("runtime.precision=fp16 needs a GPU, and runtime.strategy other than fsdp: use bf16.")
     if plain["test_checkpoint"] not in ("last", "best"):
         raise ValueError(f"test_checkpoint must be last or best, not {plain['test_checkpoint']!r}.")
+    if plain["test_checkpoint"] == "best" and plain["best"] is None and data["test"]:
+        raise ValueError("test_checkpoint=best needs a metric that picks it: give best=..., or test_checkpoint=last.")
     if optim["ema"] and strategy == "fsdp":
         raise ValueError("optim.ema does not go with runtime.strategy=fsdp: use ddp, or optim.ema=null.")
 
@@ -132,7 +132,7 @@ def engine_settings(
     if not plain["eval_only"]:
         hooks = [{"type": "Reseed"}, {"type": "FrozenGuard"}, {"type": "FiniteGuard"}, _saver(plain)]
         trains = _training(plain, precision, scaled_lr(cfg, world_size))
-    if optim["ema"] and (trains or optim["ema"]["evaluate"] == "ema"):
+    if optim["ema"] and (trains or optim["ema"].get("evaluate") == "ema"):
         hooks.append({"type": "EMA", **optim["ema"]})
     name = f"{plain['recipe']}-{plain['name']}-{uuid.uuid4().hex[:8]}"
     return {

@@ -17,7 +17,17 @@ def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
 
     Returns:
         The model; the new layer where it was a BatchNorm itself.
+
+    Raises:
+        ValueError: A layer does more than a BatchNorm, such as timm's with an activation, which would get lost.
     """
+    for name, module in model.named_modules():
+        plain = type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
+        if isinstance(module, _BatchNorm) and not plain:
+            raise ValueError(
+                f"runtime.sync_bn=true cannot synchronise {name or 'the model'}: a {type(module).__name__} does more "
+                "than a BatchNorm."
+            )
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if isinstance(model, _BatchNorm):

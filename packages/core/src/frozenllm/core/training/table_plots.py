@@ -73,7 +73,7 @@ def plot_losses(rows: Sequence[Row], path: Path) -> Path | None:
             for part, ax in enumerate(axes):
                 drawn = [run[part] for run in curves[id(row)] if run[part]]
                 for number, curve in enumerate(drawn):
-                    label = row.name if number == 0 else None
+                    label = _text(row.name) if number == 0 else None
                     ax.plot(list(curve), list(curve.values()), color=colour, lw=1.6, alpha=0.85, label=label)
         axes[0].set(xlabel="epoch", ylabel="training loss (of augmented data)")
         axes[1].set(xlabel="epoch", ylabel="validation loss, nats")
@@ -216,9 +216,14 @@ def _common(names: Sequence[str]) -> str:
 
 
 def _short(group: str) -> str:
-    return Path(group).name
+    return _text(Path(group).name)
 
 
 def _wrapped(name: str, width: int = 34) -> str:
     lines = name.split(", ") if len(name) > width else [name]
-    return ",\n".join(line if len(line) <= width else f"...{line[-width:]}" for line in lines)
+    return _text(",\n".join(line if len(line) <= width else f"...{line[-width:]}" for line in lines))
+
+
+def _text(name: str) -> str:
+    """A name that matplotlib takes as it is: between two dollars it would read a formula."""
+    return name.replace("$", r"\$")

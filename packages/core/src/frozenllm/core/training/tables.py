@@ -13,13 +13,13 @@ import csv
 import io
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from frozenllm.core.training.folder import write_text
+from frozenllm.core.training.cli import errors_in_a_sentence
 from frozenllm.core.training.rows import Row, collect
+from frozenllm.core.whole_files import write_text
 
 
 def text_table(rows: Sequence[Row]) -> str:
@@ -132,11 +132,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--metric", help="for example accuracy/top1; by default the runs' own best metric")
     parser.add_argument("--out", type=Path, help="where to write (the first folder)")
     options = parser.parse_args(argv)
-    try:
+    with errors_in_a_sentence():
         rows = collect(options.folders, options.host, options.metric)
         files = write_tables(rows, options.out or options.folders[0])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     print(text_table(rows))
     print("\nwrote " + ", ".join(map(str, files)))
 

@@ -11,7 +11,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frozenllm.core.training.options import built_by_config
+from frozenllm.core.training.options import built_by_config, first_batch
 from frozenllm.core.training.registry import MODELS, TRANSFORMS
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,6 +40,7 @@ class Task(BaseModel):
             TRANSFORMS.build(dict(batch_transform)) if isinstance(batch_transform, Mapping) else batch_transform
         )
         self.precision = precision
+        self._worked: set[str] = set()  # modes that a batch has passed through
 
     def init_weights(self) -> None:
         """Nothing: a module is ready when it is built, and mmengine would re-initialise pretrained hosts here."""
@@ -53,7 +54,17 @@ class Task(BaseModel):
             mode: ``"loss"``: dict of tensors; ``"predict"``: list of dicts, one per sample; ``"tensor"``: the module's
                 output.
             extra: Other entries of the batch, handed on to `loss` and `predict`.
+
+        Raises:
+            ValueError: The first batch of its mode fails, in the place of what torch or a library says of it.
         """
+        if mode in self._worked:
+            return self._forward(inputs, targets, mode, extra)
+        result = first_batch(lambda: self._forward(inputs, targets, mode, extra))
+        self._worked.add(mode)
+        return result
+
+    def _forward(self, inputs: Any, targets: Any, mode: str, extra: Mapping[str, Any]) -> Any:
         if mode == "loss" and self.batch_transform is not None and self.training:
             inputs, targets = self.batch_transform(inputs, targets)
         dtype = AUTOCAST.get(self.precision)

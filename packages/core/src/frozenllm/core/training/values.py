@@ -6,6 +6,7 @@ The keys that a domain adds are checked where they are used; an unknown key is H
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,6 +44,9 @@ _LAYERS: _Rule = (
     lambda value: isinstance(value, list) and bool(value) and all(_is_whole(layer) for layer in value),
     "a list of layers such as [31]",
 )
+_STARTS = multiprocessing.get_all_start_methods()
+_START: _Rule = (lambda value: value in _STARTS, " or ".join(_STARTS))
+_TEXT: _Rule = (lambda value: isinstance(value, str) and bool(value.strip()), "text that is not empty")
 _NUMBERS: _Rule = (lambda value: isinstance(value, list) and all(map(_is_number, value)), "a list of numbers")
 _METRICS: _Rule = (
     lambda value: isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "type" in m for m in value),
@@ -64,10 +68,13 @@ _RULES: dict[str, _Rule] = {
     "data.test": _either(_DATA, _NULL),
     **dict.fromkeys(("data.batch_size", "data.repeats"), _whole(1)),
     "data.val_batch_size": _either(_whole(1), _NULL),
+    **{f"data.{role}.limit": _either(_whole(1), _NULL) for role in ("train", "val", "test")},
     "data.drop_last": _FLAG,
     "model.drop_path_rate": _SHARE,
     **dict.fromkeys(("model.grad_checkpointing", "model.freeze_host"), _FLAG),
+    **dict.fromkeys(("llm.source", "llm.path", "llm.revision"), _either(_TEXT, _NULL)),
     "llm.layers": _either(_LAYERS, _NULL),
+    "llm.seed": _SEED,
     "llm.lora_rank": _either(_whole(1), _NULL),
     "llm.lora_alpha": _either(_POSITIVE, _NULL),
     **dict.fromkeys(("llm.trainable", "llm.checkpoint_activations"), _FLAG),
@@ -85,7 +92,9 @@ _RULES: dict[str, _Rule] = {
     **{f"schedule.{key}": _FLAG for key in ("scale_ends", "shift", "per_epoch")},
     "schedule.milestones": _NUMBERS,
     "runtime.seed": _SEED,
+    "runtime.precision": (lambda value: value in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"),
     "runtime.workers": _whole(0),
+    "runtime.worker_start": _START,
     "runtime.sample_timeout": _either(_POSITIVE, _NULL),
     "runtime.timeout_minutes": _POSITIVE,
     **dict.fromkeys(("runtime.log_interval", "runtime.val_interval"), _whole(1)),

@@ -11,16 +11,19 @@ import hashlib
 import os
 import shutil
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock
 
 from frozenllm.core.weights.block_file import BlockFile, write_block_file
 from frozenllm.core.weights.contents import read_contents
 from frozenllm.core.weights.files import read_json
 from frozenllm.core.weights.hub_errors import explained
-from frozenllm.core.weights.hub_files import HubFiles
+from frozenllm.core.weights.hub_files import HubFiles, repository_file
 from frozenllm.core.weights.sources import BlockSource
 from frozenllm.core.weights.transformers_layout import TransformersModel
 
@@ -32,6 +35,22 @@ def cache_root() -> Path:
     """The folder that downloaded blocks are kept in."""
     root = os.environ.get(CACHE_VARIABLE)
     return Path(root).expanduser() if root else Path(constants.HF_HOME) / "frozenllm"
+
+
+def check_hub(repository: str) -> None:
+    """Ask the hub once, before a library is called that would ask again and again where there is none.
+
+    Args:
+        repository: ``org/name``.
+
+    Raises:
+        ValueError: The hub cannot be reached, and nothing of the repository is in the cache. Whatever else is wrong
+            with it is the library's to say.
+    """
+    others = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError)
+    with explained(repository, None, "config.json"), suppress(*others):
+        if not (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")).is_dir():
+            repository_file(repository, "config.json")
 
 
 class HubModel(TransformersModel):
@@ -47,7 +66,7 @@ class HubModel(TransformersModel):
 
     def __init__(self, repository: str, revision: str | None = None) -> None:
         with explained(repository, revision, "config.json"):
-            config = Path(hf_hub_download(repository, "config.json", revision=revision))
+            config = repository_file(repository, "config.json", revision)
         commit = config.parent.name  # the hub's cache keeps files under snapshots/<commit>/
         self._hub_files = HubFiles(repository, commit)
         super().__init__(repository, read_json(config), self._hub_files, commit)

@@ -6,13 +6,14 @@ import json
 import struct
 import warnings
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 
 from frozenllm.core.weights.files import DTYPES, PickleFile, ShardedFiles
@@ -20,6 +21,28 @@ from frozenllm.core.weights.ranges import Piece, RemoteFile, download, join_rang
 from frozenllm.core.weights.sources import TensorFiles, TensorInfo
 
 _LONGEST_HEADER = 100_000_000  # as in the safetensors library
+
+
+def repository_file(repository: str, name: str, revision: str | None = None) -> Path:
+    """A small file of a repository, from the hub or its cache; a hub that does not answer is not asked for long.
+
+    huggingface_hub asks five more times where a file is not in its cache, for half a minute and for minutes where the
+    network swallows packets. Here one request (of at most ``HF_HUB_ETAG_TIMEOUT`` seconds) tells that it is not there.
+
+    Args:
+        repository: ``org/name``.
+        name: Path of the file in the repository.
+        revision: Branch, tag or commit; None means the default branch.
+
+    Raises:
+        TransportError: The hub cannot be reached, and the file is not in the cache.
+        HfHubHTTPError: The hub refused, or there is no such file.
+    """
+    cached = isinstance(try_to_load_from_cache(repository, name, revision=revision), str)
+    if not (cached or constants.HF_HUB_OFFLINE):
+        with suppress(HfHubHTTPError):  # hf_hub_download says more
+            get_hf_file_metadata(hf_hub_url(repository, name, revision=revision), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    return Path(hf_hub_download(repository, name, revision=revision))
 
 
 class RemoteSafetensors(TensorFiles):

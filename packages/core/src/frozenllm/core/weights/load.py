@@ -122,7 +122,8 @@ def save_block(block: LLMBlock | BlockContents, path: str | os.PathLike[str]) ->
     Args:
         block: What `read_block` gave, which keeps the source's bytes; or a block. A block in a wider dtype than its
             source's is written in the source's, hash unchanged; where its values do not fit that dtype (it was
-            narrowed, or trained), it is written as it is, under a hash of its own.
+            narrowed, or trained), it is written as it is, under a hash of its own. Low-rank updates are added to the
+            weights.
         path: The file, replaced in one step if it exists.
 
     Returns:
@@ -197,7 +198,8 @@ def _refill_random(block: LLMBlock) -> None:
 
 def _contents_of(block: LLMBlock) -> BlockContents:
     block.require_loaded()
-    layers, final_norm, record = block.canonical_tensors(), block.final_norm_tensors(), block.record
+    layers = [layer.merged_tensors() for layer in block.decoder_layers]
+    final_norm, record = block.final_norm_tensors(), block.record
     stored = _DTYPES.get(record.dtype, block.dtype)
     with cpu_only():
         narrow = [{name: t.cpu().to(stored) for name, t in layer.items()} for layer in layers]
@@ -206,7 +208,8 @@ def _contents_of(block: LLMBlock) -> BlockContents:
             layers, final_norm = narrow, narrow_norm
         else:
             digest = hash_tensors(block.specs, layers, final_norm)
-            source = f"{record.source} (trained)" if block.trainable else record.source
+            trained = block.trainable or any(layer.has_low_rank for layer in block.decoder_layers)
+            source = f"{record.source} (trained)" if trained else record.source
             dtype = str(block.dtype).removeprefix("torch.")
             record = replace(record, source=source, dtype=dtype, sha256=digest)
     return BlockContents(

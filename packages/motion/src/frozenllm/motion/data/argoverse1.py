@@ -128,6 +128,8 @@ def read_sequence(path: Path) -> Scene:
         stamps, places = table["TIMESTAMP"].to_numpy(np.float64), table[["X", "Y"]].to_numpy(np.float64)
         ids, rows = np.unique(table["TRACK_ID"].to_numpy().astype(str), return_inverse=True)
         labels = table["OBJECT_TYPE"].to_numpy().astype(str)
+        if table["TRACK_ID"].isna().any() or table["CITY_NAME"].isna().any():
+            raise ValueError("a state has no track or no city")
     except (OSError, ValueError, TypeError) as error:  # pandas' parser errors are ValueErrors
         reason = str(error).splitlines()[0].removesuffix(".")
         raise BrokenSample(f"{path} cannot be read as a sequence ({reason}).") from error

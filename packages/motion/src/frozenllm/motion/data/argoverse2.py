@@ -29,6 +29,7 @@ _COLUMNS = (
     "city",
 )
 _STEPS = HISTORY + HORIZON
+_LOOKED_AT = 20  # folders, of which one at least must hold a scenario
 _LANE_TYPES = {"VEHICLE": "vehicle", "BIKE": "bike", "BUS": "bus"}
 
 
@@ -67,6 +68,11 @@ class Argoverse2(Scenes):
             names = sorted(entry.name for entry in entries if entry.is_dir())
         if not names:
             raise ValueError(f"{self.folder} has no scenarios: it should hold one folder per scenario.")
+        if not any((self.folder / name / f"scenario_{name}.parquet").is_file() for name in names[:_LOOKED_AT]):
+            raise ValueError(
+                f"{self.folder} holds folders, but {names[0]} has no scenario_{names[0]}.parquet: name the folder of "
+                "Argoverse 2's motion forecasting."
+            )
         super().__init__(names, window, train=train, on_error=on_error)
 
     def scene(self, index: int) -> Scene:
@@ -106,17 +112,23 @@ def read_scenario(path: Path, polylines: MapPolylines) -> Scene:
         raise BrokenSample(f"{path} cannot be read as a scenario ({reason}).") from error
     if not len(table):
         raise BrokenSample(f"{path} has no states.")
+    try:
+        step = columns["timestep"].astype(np.int64)
+        names = ("position_x", "position_y", "heading")
+        states = np.stack([columns[name].astype(np.float64) for name in names], axis=-1)
+    except (ValueError, TypeError) as error:  # what the parquet file calls text, or leaves out
+        raise BrokenSample(f"{path} cannot be read as a scenario ({error}).") from error
     ids, rows = np.unique(columns["track_id"].astype(str), return_inverse=True)
-    step = columns["timestep"].astype(np.int64)
     if step.min() < 0 or step.max() >= _STEPS:
-        raise BrokenSample(f"{path} has a state at step {step.max()}, but scenarios have {_STEPS} steps.")
+        wrong = step.min() if step.min() < 0 else step.max()
+        raise BrokenSample(f"{path} has a state at step {wrong}, but scenarios have the steps 0 to {_STEPS - 1}.")
     focal = np.flatnonzero(ids == str(columns["focal_track_id"][0]))
     if not len(focal):
         raise BrokenSample(f"{path} has no states of its focal track {columns['focal_track_id'][0]}.")
     positions = np.zeros((len(ids), _STEPS, 2))
     headings, valid = np.full((len(ids), _STEPS), np.nan), np.zeros((len(ids), _STEPS), dtype=bool)
-    positions[rows, step] = np.stack([columns["position_x"], columns["position_y"]], axis=-1)
-    headings[rows, step] = columns["heading"]
+    positions[rows, step] = states[:, :2]
+    headings[rows, step] = states[:, 2]
     valid[rows, step] = True
     kinds = np.zeros(len(ids), dtype=np.int64)
     kinds[rows] = [_TYPES.get(kind, _TYPES["unknown"]) for kind in columns["object_type"].tolist()]

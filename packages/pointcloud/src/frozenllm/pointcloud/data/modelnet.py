@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from frozenllm.core.whole_files import whole_file
 from frozenllm.pointcloud.data.arrays import load_arrays
 from frozenllm.pointcloud.data.clouds import PointClouds
 from frozenllm.pointcloud.ops import farthest_point_sample
@@ -158,12 +159,8 @@ def _thinned(clouds: list[np.ndarray], points: int, split: str) -> list[np.ndarr
 
 
 def _keep(path: Path, clouds: list[np.ndarray], labels: np.ndarray) -> None:
-    """Write the pickle under another name, then give it its own."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with scratch.open("wb") as file:
+        with whole_file(path) as scratch, scratch.open("wb") as file:
             pickle.dump([clouds, [np.array([label], dtype=np.int32) for label in labels]], file)
-        scratch.rename(path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         _logger.warning("%s cannot be kept (%s): the text files are read again next time.", path, error.strerror)

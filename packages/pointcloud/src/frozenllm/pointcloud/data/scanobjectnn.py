@@ -76,7 +76,7 @@ def read_h5(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
         with h5py.File(path, "r") as file:
             missing = [key for key in ("data", "label") if not isinstance(file.get(key), h5py.Dataset)]
             if missing:
-                held = ", ".join(map(str, file)) or "none"
+                held = ", ".join(key if key.isprintable() else repr(key) for key in file) or "none"
                 raise ValueError(f"{path}: has no key {' and no '.join(missing)}; it has {held}.")
             clouds, labels = file["data"][()], file["label"][()]
     except (OSError, RuntimeError, KeyError) as error:

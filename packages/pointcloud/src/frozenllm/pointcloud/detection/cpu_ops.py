@@ -1,11 +1,11 @@
 """Stand-ins for the kernels that mmcv and mmdet3d have for CUDA alone, so that detectors run on a CPU.
 
-`install` puts them in only where there is no CUDA device:
+`install` puts them in only where there is no CUDA device, or where mmcv was built without CUDA:
 
 - six autograd functions of mmcv (farthest point sampling, ball query, gathering, grouping, three nearest neighbours and
   their interpolation): their ``forward`` and ``backward`` are replaced, wherever they have been imported to;
 - `points_in_boxes_all`: mmcv's own function for CPUs takes its place;
-- the rotated overlap of the KITTI metric, which mmdet3d compiles for CUDA when it is imported.
+- without a device, the rotated overlap of the KITTI metric, which mmdet3d compiles for CUDA when it is imported.
 
 Indices are int32 as mmcv's are, and ties are settled by the lower index.
 """
@@ -13,6 +13,7 @@ Indices are int32 as mmcv's are, and ties are settled by the lower index.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from types import ModuleType
 from typing import Any
@@ -23,24 +24,32 @@ from torch import Tensor
 
 from frozenllm.pointcloud import ops
 
+logger = logging.getLogger(__name__)
+
 ROTATE_IOU = "mmdet3d.evaluation.functional.kitti_utils.rotate_iou"
 
 
 def install() -> bool:
-    """Put the stand-ins in where there is no CUDA device; doing it twice is harmless.
+    """Put the stand-ins in where mmcv's kernels for CUDA cannot serve; doing it twice is harmless.
 
     Returns:
         Whether they are in place.
     """
-    if torch.cuda.is_available():
+    device = torch.cuda.is_available()
+    if device and ops._compiled_ops() is not None:
         return False
+    if device:
+        logger.warning(
+            "mmcv was built without CUDA: slower stand-ins take the place of VoteNet's kernels, and other detectors "
+            "fail on this GPU; build it with FORCE_CUDA=1, as docs/pointcloud.md says."
+        )
     for module, name, stand_in in _FUNCTIONS:
         function = getattr(importlib.import_module(f"mmcv.ops.{module}"), name)
         function.forward = staticmethod(stand_in.forward)
         function.backward = staticmethod(stand_in.backward)
     for module in ("mmcv.ops.points_in_boxes", "mmcv.ops", "mmdet3d.structures.bbox_3d.base_box3d"):
         importlib.import_module(module).points_in_boxes_all = points_in_boxes_all
-    if ROTATE_IOU not in sys.modules:
+    if not device and ROTATE_IOU not in sys.modules:
         sys.modules[ROTATE_IOU] = _rotate_iou_module()
     return True
 
@@ -187,7 +196,7 @@ def points_in_boxes_all(points: Tensor, boxes: Tensor) -> Tensor:
     """
     from mmcv.ops.points_in_boxes import points_in_boxes_cpu
 
-    return points_in_boxes_cpu(points, boxes)
+    return points_in_boxes_cpu(points.cpu(), boxes.cpu()).to(points.device)
 
 
 def rotate_iou_gpu_eval(boxes: Any, query_boxes: Any, criterion: int = -1, device_id: int = 0) -> Any:

@@ -20,8 +20,7 @@ from typing import Any
 from mmengine.config import Config
 
 from frozenllm.core.block import llm_blocks
-from frozenllm.core.training import ArmResult, RunResult, print_table
-from frozenllm.core.training.cli import report
+from frozenllm.core.training import ArmResult, RunResult, errors_in_a_sentence, print_table
 from frozenllm.pointcloud.detection import config_path, configs
 from frozenllm.pointcloud.detection.extra import require_mmdet3d
 from frozenllm.pointcloud.detection.mistakes import Options, check_keys, check_start, entries, mistakes_in
@@ -169,7 +168,6 @@ def toy() -> None:
         result = train(cfg, overwrite=True)
         result.metrics = {name: 100 * value for name, value in result.metrics.items()}  # in per cent
         results.append(ArmResult(arm, [result]))
-    print()
     print_table(results, METRIC)
 
 
@@ -180,13 +178,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Arguments; None for the process's. Without any, `toy` runs.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
+    with errors_in_a_sentence():
         if arguments:
             _run(_parser().parse_args(arguments))
         else:
             toy()
-    except Exception as error:
-        sys.exit(report(error, os.environ.get("FROZENLLM_FULL_ERROR") == "1"))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -119,7 +119,7 @@ def read_csv(path: str | Path) -> list[LabeledVideo]:
 
 
 def read_folders(root: Path, classes_of: Path | None = None) -> list[LabeledVideo]:
-    """Videos in ``<root>/<class>/*``; names are relative to ``root``.
+    """Videos in ``<root>/<class>/*``; names are relative to ``root``. Hidden folders and files are left out.
 
     Args:
         root: The folder.
@@ -129,9 +129,8 @@ def read_folders(root: Path, classes_of: Path | None = None) -> list[LabeledVide
     Raises:
         ValueError: There are no videos, or a class is not among those.
     """
-    names = sorted(folder.name for folder in (classes_of or root).iterdir() if folder.is_dir())
-    indices = {name: index for index, name in enumerate(names)}
-    here = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    indices = {name: index for index, name in enumerate(_folders(classes_of or root))}
+    here = _folders(root)
     unknown = [name for name in here if name not in indices]
     if unknown:
         raise ValueError(f"{root} has classes that {classes_of} lacks: {', '.join(unknown[:5])}.")
@@ -139,11 +138,15 @@ def read_folders(root: Path, classes_of: Path | None = None) -> list[LabeledVide
         LabeledVideo(f"{name}/{file.name}", indices[name])
         for name in here
         for file in sorted((root / name).iterdir())
-        if file.suffix.lower() in VIDEO_SUFFIXES
+        if file.suffix.lower() in VIDEO_SUFFIXES and file.name[0] != "."
     ]
     if not videos:
         raise ValueError(f"{root} holds no videos named <class>/<file>{{{','.join(VIDEO_SUFFIXES)}}}.")
     return videos
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
 
 
 def _json(path: Path) -> Any:

@@ -99,7 +99,8 @@ def read_video_folder(
     """
     folder = existing(root, "the folder of the videos", "data.root") / split
     existing(folder, f"the part {split}", "data.root")
-    videos = read_folders(folder, Path(root or "") / train_split if split != train_split else None)
+    train = existing(Path(root or "") / train_split, "the part whose classes give the numbers", "data.root")
+    videos = read_folders(folder, train)
     check_labels(videos, num_classes, folder)
     return VideoFiles(videos, str(folder), decoder)
 

@@ -74,14 +74,15 @@ class Remembered:
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
         return self.folder / f"{part.name.replace('/', '.')}-{key}.json"
 
-    def read(self, part: EvalSet, on_error: str = "skip") -> Counts | None:
-        """A set's counts; None if it has not been evaluated, or not under a policy this strict."""
+    def read(self, part: EvalSet, on_error: str = "skip", partial: bool = True) -> Counts | None:
+        """A set's counts; None if it has not been evaluated, or under a policy less strict: it may be whole by now."""
         try:
             found = json.loads(self.path(part).read_text())["counts"]
             counts = Counts(**{f.name: int(found[f.name]) for f in fields(Counts)})
         except (OSError, ValueError, KeyError, TypeError):  # not there, or not ours: evaluate
             return None
-        return None if counts.unreadable and on_error == "raise" else counts
+        too_few = (counts.unreadable and on_error == "raise") or (counts.missing_classes and not partial)
+        return None if too_few else counts
 
     def write(self, part: EvalSet, counts: Counts) -> None:
         """Keep a set's counts; the file appears whole or not at all."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import pickle
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from frozenllm.core.training import read_run
-from frozenllm.core.training.checkpoint import FORMAT
+from frozenllm.core.training.saved import is_runs, outline
 
 NUM_CLASSES = 1000
 WEIGHTS = ("auto", "raw", "ema")
@@ -96,14 +95,10 @@ def _only_for_runs(weights: str, llm_path: str | None) -> None:
 
 def _kind(path: Path) -> str:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the official files hold their arguments
-            content = torch.load(path, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or holds objects other than tensors and plain "
-            "values. For a safetensors file, give the name of its model with timm_model=..."
-        ) from error
-    if isinstance(content, dict) and content.get("format") == FORMAT:
+        content = outline(path)
+    except ValueError as error:
+        raise ValueError(f"{error} For a safetensors file, give the name of its model with timm_model=...") from error
+    if is_runs(content):
         return "run"
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         return "official"

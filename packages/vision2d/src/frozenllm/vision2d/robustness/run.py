@@ -90,7 +90,7 @@ def _evaluate(
     remembered = Remembered(folder / SETS_FOLDER, candidate)
     counts: dict[str, Counts] = {}
     for part in parts if is_main() else ():
-        known = None if cfg.overwrite else remembered.read(part, cfg.on_error)
+        known = None if cfg.overwrite else remembered.read(part, cfg.on_error, cfg.partial)
         if known is not None:
             counts[part.name] = known
     counts = _from_main(counts)

@@ -75,8 +75,8 @@ def held_out_images(image_ids: Sequence[int], number: int | None) -> frozenset[i
     """
     if number is None:
         return frozenset(image_ids)
-    if number < 1:
-        raise ValueError(f"data.held_out must be positive, or null for all of val2014, not {number}.")
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"data.held_out must be a whole number from 1, or null for all of val2014, not {number!r}.")
     return frozenset(sorted(set(image_ids), key=lambda i: hashlib.sha256(str(i).encode()).digest())[:number])
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frozenllm.core.weights.hub import check_hub
 from frozenllm.vqa.quiet import quiet
 
 Source = str | Mapping[str, Any]
@@ -126,6 +127,8 @@ def _load(model: type, config: type, source: Source, pretrained: bool, **options
     if str(source).startswith(("/", ".", "~")) and not local.is_dir():
         raise ValueError(f"The encoder's folder {source} does not exist.")
     where = str(local) if local.is_dir() else source
+    if not local.is_dir():
+        check_hub(where)
     try:
         settings = config.from_pretrained(where)
         if not pretrained:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frozenllm.core.state_dicts import load_exactly
+from frozenllm.core.state_dicts import kept_weights, load_exactly
 from frozenllm.vqa.meter.encoders import resample_positions
 from frozenllm.vqa.meter.model import MeterRetrieval, MeterVQA
 
@@ -100,9 +100,7 @@ def load_released(model: MeterVQA | MeterRetrieval, path: str | os.PathLike[str]
     load_exactly(model, state, path, left_out=[*own_start, *records])
     if isinstance(model, MeterRetrieval) and "match.weight" in state and "rank.weight" not in state:
         model.start_rank()
-    kept = sorted(name for name, _ in model.named_parameters() if name not in state)
-    logger.info("%s: read; not in it, so kept as they are: %s.", path, ", ".join(kept) or "none")
-    return kept
+    return kept_weights(model, own_start, path)
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from frozenllm.core.analysis import activation_named, tapped
+from frozenllm.core.commands.common import parse_device
 from frozenllm.vqa.answerer import Answer, top_answers
 from frozenllm.vqa.runs import load_run
 from frozenllm.vqa.scenes.arrays import Scene, SceneFolder
@@ -58,7 +59,7 @@ class SceneAnswerer:
     def __init__(self, checkpoint: str | os.PathLike[str], scenes: str | None = None, device: str = "cpu") -> None:
         model, cfg = load_run(checkpoint, "questions about scenes", "sqa3d")
         assert isinstance(model, SituatedQA)
-        self.device = torch.device(device)
+        self.device = parse_device(device)
         self.model = model.to(self.device)
         self.data = cfg.data
         self.scenes = SceneFolder(scene_folder(cfg.data.root, scenes or cfg.data.scenes))

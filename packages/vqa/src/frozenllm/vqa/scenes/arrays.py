@@ -63,6 +63,8 @@ class SceneFolder:
                 f"The folder of scenes {self.path} does not exist: "
                 "make it with python -m frozenllm.vqa.scenes.prepare, or give data.scenes=..."
             )
+        if isinstance(kept, bool) or not isinstance(kept, int) or kept < 1:
+            raise ValueError(f"data.kept must be a whole number of scenes from 1, not {kept!r}.")
         self.kept = kept
         self._cache: OrderedDict[str, Scene] = OrderedDict()
 

@@ -33,10 +33,11 @@ class Augmentation:
     metres: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.degrees < 0 or self.metres < 0:
-            raise ValueError(
-                f"data.augment: degrees and metres must not be negative, not {self.degrees} and {self.metres}."
-            )
+        for name, value in (("degrees", self.degrees), ("metres", self.metres)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise ValueError(f"data.augment: {name} must be a number from 0, not {value!r}.")
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"data.augment: flip must be true or false, not {self.flip!r}.")
 
     def draw(self) -> Move:
         """A random move, from numpy's global generator."""

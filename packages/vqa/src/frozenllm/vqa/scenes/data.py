@@ -73,6 +73,8 @@ def scene_folder(root: str | None, scenes: str | None = None) -> Path:
 def _augmentation(augment: Mapping[str, Any] | bool | None) -> Augmentation | None:
     if augment is None or isinstance(augment, bool):
         return Augmentation() if augment else None
+    if not isinstance(augment, Mapping):
+        raise ValueError(f"data.augment must be flip, degrees and metres, true or null, not {augment!r}.")
     unknown = set(augment) - {"flip", "degrees", "metres"}
     if unknown:
         raise ValueError(f"data.augment has no option {sorted(unknown)[0]!r}: it has flip, degrees and metres.")

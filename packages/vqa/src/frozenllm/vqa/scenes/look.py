@@ -210,8 +210,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         out.mkdir(parents=True, exist_ok=True)
         save_png(out / "look.png", shown)
         print(f"wrote {out / 'look.png'}")
-        save_html(out / "look.html", shown)
-        print(f"wrote {out / 'look.html'}")
+        try:
+            save_html(out / "look.html", shown)
+            print(f"wrote {out / 'look.html'}")
+        except ImportError as error:  # of the extra
+            print(f"no look.html: {error}")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from frozenllm.core.training import UNREADABLE, Metric
+from frozenllm.core.training import UNREADABLE, ReadableMetric
+from frozenllm.core.training.metrics import checked_topk
 from frozenllm.vqa.scenes.files import QUESTION_TYPES
 
 
-class ExactMatch(Metric):
+class ExactMatch(ReadableMetric):
     """Share of questions answered right, in per cent: ``sqa3d/em@1``, ``sqa3d/em@10``, and ``sqa3d/<type>`` at 1.
 
     The types are those of the paper's Table E, by the question's first word; one that does not occur is left out. An
@@ -25,9 +26,11 @@ class ExactMatch(Metric):
 
     def __init__(self, topk: Sequence[int] = (1, 10), prefix: str | None = None) -> None:
         super().__init__(prefix=prefix)
-        if not topk or min(topk) < 1:
-            raise ValueError(f"metrics: topk holds positive numbers, not {list(topk)}.")
-        self.topk = tuple(topk)
+        self.topk = checked_topk(topk)
+
+    def figures(self) -> list[str]:
+        """``em@k`` for every k, and the types; which of these there are is up to the data."""
+        return [*(f"em@{k}" for k in self.topk), *QUESTION_TYPES]
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep every answer's rank and type; an unreadable sample leaves None."""
@@ -36,21 +39,13 @@ class ExactMatch(Metric):
             for sample in data_samples
         )
 
-    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """The named numbers.
-
-        Raises:
-            ValueError: No sample could be read.
-        """
-        judged = [entry for entry in results if entry is not None]
-        if not judged:
-            raise ValueError("Not one sample of the evaluated data could be read.")
-        figures = {f"em@{k}": _share([rank for rank, _ in judged], k) for k in self.topk}
+    def summarise(self, entries: list[tuple[int | None, str]]) -> dict[str, float]:
+        """The named numbers."""
+        figures = {f"em@{k}": _share([rank for rank, _ in entries], k) for k in self.topk}
         for kind in QUESTION_TYPES:
-            if of_kind := [rank for rank, own in judged if own == kind]:
+            if of_kind := [rank for rank, own in entries if own == kind]:
                 figures[kind] = _share(of_kind, 1)
-        unreadable = len(results) - len(judged)
-        return {**figures, **({"unreadable": float(unreadable)} if unreadable else {})}
+        return figures
 
 
 def _share(found: Sequence[int | None], k: int) -> float:

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -21,6 +20,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from frozenllm.core.training import errors_in_a_sentence
+from frozenllm.core.whole_files import write_text
 from frozenllm.vqa.scenes.arrays import ARRAYS, read_scene
 from frozenllm.vqa.scenes.files import FORMATS, SPLITS, sqa3d_questions
 from frozenllm.vqa.scenes.scannet import LABELS, read_labels, scan_arrays
@@ -83,9 +84,7 @@ def prepare(
                 bar.set_postfix(broken=len(broken))
             bar.update()
     report = {"ready": len(names) - len(broken), "new": len(todo) - len(broken), "broken": dict(sorted(broken.items()))}
-    scratch = target / f".report-{os.getpid()}.json"
-    scratch.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    os.replace(scratch, target / "report.json")
+    write_text(target / "report.json", json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -161,12 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--on-error", choices=("skip", "raise"), default="skip", help="about broken scans")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: only this one")
     options = vars(parser.parse_args(argv))
-    try:
+    with errors_in_a_sentence(goes_on=True):
         report = prepare(options.pop("scans"), options.pop("out"), **options)
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped: the same command goes on where it was")
     print(
         f"{report['ready']} of {report['ready'] + len(report['broken'])} scans are ready, {report['new']} of them new"
     )

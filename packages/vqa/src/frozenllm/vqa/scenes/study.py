@@ -16,16 +16,7 @@ from torch import Tensor
 from frozenllm.core.analysis.relevance import auroc, pointing, relevant_share, share_inside
 from frozenllm.core.analysis.scores import Scores
 from frozenllm.core.analysis.study import Frame, Mark, Sample, Study
-from frozenllm.core.study import (
-    HOST,
-    LAYER,
-    activations_of,
-    spread_indices,
-    studied_device,
-    tokens_at,
-    validation_batches,
-    validation_data,
-)
+from frozenllm.core.study import HOST, LAYER, activations_of, opened, shown_of, tokens_at
 from frozenllm.core.training import UNREADABLE, SavedRun
 from frozenllm.vqa.scenes.asked import asked_about, inside
 from frozenllm.vqa.scenes.model import SituatedQA
@@ -49,15 +40,12 @@ def study_scenes(saved: SavedRun, limit: int | None, samples: int) -> Study:
     Raises:
         ValueError: The model sees no scene, or its data cannot be read.
     """
-    model = saved.build().to(studied_device(saved))
+    model, _, pictured, batches = opened(saved, limit, samples)
     assert isinstance(model, SituatedQA)
     if model.detector is None:
         raise ValueError(f"The model of {saved.path} sees no scene (model.blind): it has no object tokens to study.")
-    data: Any = validation_data(saved)
-    studied = spread_indices(len(data), limit)
-    pictured = {studied[place] for place in spread_indices(len(studied), samples)} if samples else set()
     scores, result = Scores(), Study("Which object tokens of a scene are active, given a question?", "vqa")
-    for indices, batch in validation_batches(saved, data, limit, studied_device(saved)):
+    for indices, batch in batches:
         outputs, tokens = _tokens(model, batch["inputs"])
         mask = (outputs["mask"] & (batch["targets"]["answer"] != UNREADABLE)[:, None]).cpu()
         boxes = model.detector.boxes(outputs["detected"]).float().cpu()
@@ -75,7 +63,7 @@ def study_scenes(saved: SavedRun, limit: int | None, samples: int) -> Study:
             if index in pictured:
                 question, said = batch["inputs"]["question"][row], model.answers.names[guesses[row]]
                 title = f"{batch['inputs']['situation'][row]} {question} Answered {said}, truly {batch['answer'][row]}"
-                shown = {f"{k} at {t}": v[row].tolist() for (t, k), v in active.items() if t in (HOST, LAYER)}
+                shown = shown_of(active, row)
                 pose = batch["targets"]["pose"][row].cpu()
                 frame = _frame(batch["inputs"]["points"][row].cpu(), boxes[row], mask[row], pose)
                 relevant = asked[row].tolist() if bool(asked[row].any()) else None

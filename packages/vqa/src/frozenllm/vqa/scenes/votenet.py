@@ -67,7 +67,8 @@ class SceneDetector(nn.Module):
                 self.backbone = MODELS.build(ConfigDict(config["backbone"]))
                 self.bbox_head = MODELS.build(ConfigDict(config["bbox_head"], **settings))
         except (TypeError, AssertionError) as error:
-            raise ValueError(f"mmdet3d cannot build VoteNet from model.detector ({error}).") from error
+            said = str(error) or "sizes that do not go together"  # of most of its assertions nothing
+            raise ValueError(f"mmdet3d cannot build VoteNet from model.detector ({said}).") from error
         self.in_channels = in_channels
         self.threshold = threshold
         self.num_classes: int = config["bbox_head"]["num_classes"]
@@ -141,6 +142,7 @@ def votenet_config(mean_sizes: Sequence[Sequence[float]] = MEAN_SIZES, in_channe
     """
     from mmengine.hub import get_config
 
+    require("mmdet3d")  # or mmengine would call pip by itself, of the first Python on the path
     config: dict[str, Any] = get_config(f"mmdet3d::{CONFIG}").model.to_dict()
     head = config["bbox_head"]
     head["num_classes"] = head["bbox_coder"]["num_sizes"] = len(mean_sizes)

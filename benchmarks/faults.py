@@ -111,7 +111,9 @@ def train(module: str, argv: list[str], log: str) -> None:
 
 
 def write_data(folder: str) -> None:
-    """The toy data that has no size to be asked for in a config."""
+    """The toy data that has no size to be asked for in a config, and folders for the rest, which training writes."""
+    for name in ("digits", "video", "shapes", "traffic"):
+        Path(folder, name).mkdir(parents=True)
     toy = import_module("frozenllm.vqa.toy")
     toy.write_vqa(Path(folder, "vqa"), train=120, val=40, test=6)
     toy.write_flickr(Path(folder, "flickr"), train=24, val=6, test=8)

@@ -43,6 +43,13 @@ def test_wheels_are_small_and_whole(wheels):
     assert "frozenllm/__init__.py" not in names
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_wheels_bring_the_licence(wheels, package):
+    with zipfile.ZipFile(wheels[package]) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
+        assert wheel.read(name) == (HERE.parents[1] / "LICENSE").read_bytes()
+
+
 def test_installed_core_loads_the_bundled_block(python, tmp_path):
     code = (
         "import torch, frozenllm.core as core\n"

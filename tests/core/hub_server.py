@@ -37,6 +37,8 @@ class HubServer:
             ``other_etag`` (after so many requests), ``slow`` (seconds per 64 KiB).
         requests: (method, path, Range header or None, status) of every request.
         served: Bytes sent per path, headers of the protocol not counted.
+        sending: Answers that are being sent.
+        most_sending: The most of them at a time.
         tokens: Authorization headers that the hub was sent.
         store_saw_token: Whether the store was ever sent one.
     """
@@ -47,6 +49,7 @@ class HubServer:
         self.faults: dict = {}
         self.requests: list[tuple[str, str, str | None, int]] = []
         self.served: Counter[str] = Counter()
+        self.sending = self.most_sending = 0
         self.tokens: set[str | None] = set()
         self.store_saw_token = False
         self.lock = threading.Lock()
@@ -133,8 +136,16 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        with self.hub.lock:
+            self.hub.sending += 1
+            self.hub.most_sending = max(self.hub.most_sending, self.hub.sending)
+        try:
             self.send(body)
+        finally:
+            with self.hub.lock:
+                self.hub.sending -= 1
 
     def send(self, body: bytes) -> None:
         faults, sent = self.hub.faults, 0

@@ -126,13 +126,10 @@ def test_few_requests_and_several_at_a_time(hub, monkeypatch):
     monkeypatch.setattr(ranges, "PIECE", 2**18)
     monkeypatch.setattr(ranges.join_ranges, "__defaults__", (2**18,))
     hub.faults = {"slow": 0.05}
-    began = time.perf_counter()
     block = load_block("org/name", [2])
-    elapsed = time.perf_counter() - began
     pieces = [r for r in hub.requests if r[2] and r[3] == 206 and not r[2].endswith("-7") and "=8-" not in r[2]]
     assert 2 * block.num_parameters() / 2**18 <= len(pieces) < 2 * block.num_parameters() / 2**18 + 8
-    slept = 0.05 * 2 * block.num_parameters() / 65536
-    assert elapsed < 0.6 * slept
+    assert hub.most_sending >= 3
 
 
 def test_config_alone_gives_the_spec(hub, folder):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,7 +116,7 @@ def serve_hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer
         server.close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler, ABC):
     hub: HubServer
     protocol_version = "HTTP/1.1"
     wbufsize = 65536
@@ -126,8 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer()
 
-    def answer(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def answer(self) -> None: ...
 
     def reply(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         with self.hub.lock:

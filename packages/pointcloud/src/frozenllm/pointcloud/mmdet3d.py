@@ -15,6 +15,7 @@ The figures of this project are those of `frozenllm.pointcloud.train`, whose tra
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ from frozenllm.pointcloud.train import build_point_bert  # noqa: E402
 __all__ = ["FarthestPointSample", "ModelNet40Dataset", "PackClouds", "ScanObjectNNDataset"]
 
 
-class _CloudDataset(BaseDataset):
+class _CloudDataset(BaseDataset, ABC):
     """A `PointClouds` whose samples are ``{"points": DepthPoints, "gt_label": int, "sample_idx": int}``.
 
     Args:
@@ -54,9 +55,9 @@ class _CloudDataset(BaseDataset):
         super().__init__(metainfo=metainfo, pipeline=list(pipeline), serialize_data=False, data_root="")
 
     @staticmethod
+    @abstractmethod
     def read(**options: Any) -> PointClouds:
         """The clouds."""
-        raise NotImplementedError
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """One entry per cloud, without its points."""

@@ -225,5 +225,5 @@ def _wrapped(name: str, width: int = 34) -> str:
 
 
 def _text(name: str) -> str:
-    """A name that matplotlib takes as it is: between two dollars it would read a formula."""
+    """A name that matplotlib takes as it is: between two dollars it would read a formula, as log axes need it to."""
     return name.replace("$", r"\$")
